@@ -1,0 +1,122 @@
+// Package platform is the port to where workloads run: a real cluster, or processes on this machine.
+//
+// Every change to a platform carries a key and is idempotent by it: a call repeated with the same key after a crash
+// has the effect of one call. Errors carry a kind (package fault).
+package platform
+
+import (
+	"context"
+	"io"
+	"net"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/manifest"
+)
+
+// Platform runs workloads in the namespaces of one account.
+type Platform interface {
+	// Apply makes the objects be as given, in order, and returns one Change per object with its pre-image. It returns
+	// when the desired state is accepted, not when it is reached: see Watch. The same key returns the same changes.
+	Apply(ctx context.Context, key string, objects []manifest.Object, o Options) ([]Change, error)
+	// Revert puts the pre-images back, last change first; what the changes created is deleted, except claims and namespaces.
+	Revert(ctx context.Context, key string, changes []Change) error
+	// Watch sends the present state of each ref first and then every change of it until ctx ends, and then closes the
+	// channel. A ref that does not exist is sent with Exists false.
+	Watch(ctx context.Context, refs []manifest.Ref) (<-chan State, error)
+	// Dial connects to a port of a Service. The port is a number or a name; "" is the only port.
+	Dial(ctx context.Context, service manifest.Ref, port string) (net.Conn, error)
+}
+
+// Options say how objects are applied.
+type Options struct {
+	Namespace  string            // overrides the namespace of every object
+	Delivery   string            // recorded on every object and pod
+	Annotate   map[string]string // added to pod templates
+	Env        map[string]string // added to the containers
+	Claims     map[string]string // claim name → volume name: bind these claims to existing volumes before the workload starts
+	Quarantine *Quarantine       // a twin: how its pods differ from production's
+}
+
+// Quarantine keeps a twin from acting as production.
+type Quarantine struct {
+	Suffix string            // appended to the names of workloads and Services, "" for none
+	Args   []string          // appended to the arguments of the first container
+	Env    map[string]string // set in the first container
+}
+
+// Change is one applied object and what was there before.
+type Change struct {
+	Ref      manifest.Ref     `json:"ref"`
+	Created  bool             `json:"created"`
+	PreImage *manifest.Object `json:"preImage,omitempty"`
+}
+
+// State is what a platform says of one object.
+type State struct {
+	Ref      manifest.Ref
+	Exists   bool
+	Ready    bool   // every desired replica serves the desired generation; a Job is Ready when it is complete
+	Failed   bool   // it cannot become Ready by waiting
+	Stopped  bool   // no process of it runs
+	Reason   string // one word, as Kubernetes would say: CrashLoopBackOff, ImagePullBackOff, Unschedulable …
+	Message  string // a sentence with the last log lines where they help
+	Replicas int    // running replicas
+	Images   []string
+}
+
+// Track names a version beside another behind one Service.
+type Track string
+
+// The tracks.
+const (
+	Stable  Track = "stable"
+	Canary  Track = "canary"
+	Preview Track = "preview"
+)
+
+// Shifter is a Platform that can run a canary of Deployments beside the stable version and shift traffic to it.
+type Shifter interface {
+	// StartCanary brings the new version of each Deployment up beside the stable one with no traffic.
+	StartCanary(ctx context.Context, key string, objects []manifest.Object, o Options) ([]Change, error)
+	// SetWeight gives the canary a share of the traffic in percent, and the replicas for it.
+	SetWeight(ctx context.Context, key string, refs []manifest.Ref, percent int) error
+	// Promote makes the canary the stable version and ends the old one.
+	Promote(ctx context.Context, key string, refs []manifest.Ref) error
+	// Abort gives all traffic back to the stable version and ends the canary.
+	Abort(ctx context.Context, key string, refs []manifest.Ref) error
+}
+
+// Fencer is a Platform that can keep everybody from writing to a workload.
+type Fencer interface {
+	// Close pauses the Services of the workload: new and idle connections are held, not refused.
+	Close(ctx context.Context, key string, services []manifest.Ref) error
+	// Open resumes the Services.
+	Open(ctx context.Context, key string, services []manifest.Ref) error
+	// Scale sets the replicas of a workload; with 0 the processes are stopped cleanly. Watch tells when it is reached.
+	Scale(ctx context.Context, key string, workload manifest.Ref, replicas int) error
+}
+
+// Logger is a Platform that keeps the output of workloads.
+type Logger interface {
+	// Logs copies the last lines of a workload's output.
+	Logs(ctx context.Context, workload manifest.Ref, lines int, w io.Writer) error
+}
+
+// Deleter is a Platform that can delete what this delivery created. It refuses objects of another delivery, and claims
+// whose volumes are protected.
+type Deleter interface {
+	Delete(ctx context.Context, key, delivery string, refs []manifest.Ref) error
+}
+
+// Getter is a Platform that tells the live object: what is there now, by any hand.
+type Getter interface {
+	// Get returns the live object, or an error of kind NotFound.
+	Get(ctx context.Context, ref manifest.Ref) (manifest.Object, error)
+	// List returns the live objects of a kind in a namespace.
+	List(ctx context.Context, kind, namespace string) ([]manifest.Object, error)
+}
+
+// Exposer is a Platform that can give a Service a temporary address.
+type Exposer interface {
+	Expose(ctx context.Context, key string, service manifest.Ref, ttl time.Duration) (url string, err error)
+}
