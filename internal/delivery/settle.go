@@ -1,0 +1,321 @@
+package delivery
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sluice-cd/sluice/internal/plan"
+)
+
+// settle draws every conclusion that the present status allows.
+func (m *machine) settle() {
+	for m.background() || m.cancelUnreachable() || m.start() || m.undo() {
+	}
+	m.targets()
+	m.whole()
+	if m.s.State.Final() && !m.s.Done {
+		m.clean()
+	}
+}
+
+func (m *machine) passed(path string) bool {
+	p := m.s.Nodes[path].Phase
+	return p == StepPassed || p == StepSkipped
+}
+
+// satisfied reports whether a step need not be waited for: it has passed, or it runs in the background.
+func (m *machine) satisfied(path string) bool {
+	if n, ok := m.node(path); ok && n.Background && m.s.Nodes[path].open() {
+		return true
+	}
+	return m.passed(path)
+}
+
+// phaseOver reports whether every step of the phase that is not in the background has passed.
+func (m *machine) phaseOver(target string, ph plan.Phase) bool {
+	for _, n := range m.spec.Graph.Nodes {
+		if n.Target == target && n.Phase == ph && !n.Background && !m.passed(n.Path) {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *machine) has(target string, ph plan.Phase) bool {
+	return slices.ContainsFunc(m.spec.Graph.Nodes, func(n plan.Node) bool {
+		return n.Target == target && n.Phase == ph && !n.Background
+	})
+}
+
+func (m *machine) background() bool {
+	did := false
+	for _, n := range m.spec.Graph.Nodes {
+		st := m.s.Nodes[n.Path]
+		if !n.Background || !m.has(n.Target, n.Phase) || !m.phaseOver(n.Target, n.Phase) || st.Held {
+			continue
+		}
+		if st.open() {
+			running := st.Phase == StepRunning
+			m.end(n.Path, StepPassed, "ended with the last step of its phase")
+			st = m.s.Nodes[n.Path]
+			st.Stopping = running
+			m.s.Nodes[n.Path] = st
+			did = true
+		} else if st.Phase == StepPending {
+			m.end(n.Path, StepSkipped, "its phase was over before it could start")
+			did = true
+		}
+	}
+	return did
+}
+
+// cancelUnreachable cancels the steps that can no longer start because something before them did not pass.
+func (m *machine) cancelUnreachable() bool {
+	did := false
+	for _, n := range m.spec.Graph.Nodes {
+		if m.s.Nodes[n.Path].Phase != StepPending {
+			continue
+		}
+		why := ""
+		for _, a := range n.After {
+			switch m.s.Nodes[a].Phase {
+			case StepFailed, StepCancelled, StepUndoing, StepUndone, StepUndoFailed:
+				why = "step " + a + " did not pass"
+			}
+		}
+		for _, t := range m.spec.Graph.Targets {
+			if t.Name == n.Target {
+				for _, d := range t.DependsOn {
+					if ts := m.s.Targets[d]; ts.Failed != "" || ts.State == Cancelled {
+						why = "target " + d + " did not succeed"
+					}
+				}
+			}
+		}
+		if why != "" {
+			m.end(n.Path, StepCancelled, why)
+			if t := m.s.Targets[n.Target]; !t.Undo && t.Failed == "" {
+				t.State, t.Reason = Cancelled, why
+				m.s.Targets[n.Target] = t
+			}
+			did = true
+		}
+	}
+	return did
+}
+
+func (m *machine) start() bool {
+	did := false
+	for _, n := range m.spec.Graph.Nodes {
+		st := m.s.Nodes[n.Path]
+		if st.Phase != StepPending || m.s.Paused || m.s.Cancel != "" {
+			continue
+		}
+		if slices.ContainsFunc(n.After, func(a string) bool { return !m.satisfied(a) }) {
+			continue
+		}
+		m.s.Begun++
+		st.Order, st.Started = m.s.Begun, m.now
+		st.enter(StepRunning)
+		m.s.Nodes[n.Path] = st
+		did = true
+	}
+	return did
+}
+
+// undo undoes what a failed target's deploy phase began, last first, one step at a time, once nothing of the target is
+// still in flight.
+func (m *machine) undo() bool {
+	did := false
+	for name, t := range m.s.Targets {
+		if !t.Undo {
+			continue
+		}
+		last, order := "", 0
+		for _, n := range m.spec.Graph.Nodes {
+			st := m.s.Nodes[n.Path]
+			if n.Target != name {
+				continue
+			}
+			if st.Stopping || st.Phase == StepUndoing || st.Phase == StepUndoFailed {
+				last, order = "", 1<<30
+				continue
+			}
+			if n.Phase == plan.Deploy && st.Order > order && st.Phase != StepUndone {
+				last, order = n.Path, st.Order
+			}
+		}
+		if last == "" {
+			continue
+		}
+		st := m.s.Nodes[last]
+		st.Attempt = 0
+		st.enter(StepUndoing)
+		m.s.Nodes[last] = st
+		did = true
+	}
+	return did
+}
+
+func (m *machine) targets() {
+	for name, t := range m.s.Targets {
+		open, begun, undoing, broken, all := false, false, false, false, true
+		for _, n := range m.spec.Graph.Nodes {
+			if n.Target != name {
+				continue
+			}
+			st := m.s.Nodes[n.Path]
+			open = open || st.open() || st.Phase == StepPending || st.Stopping
+			begun = begun || st.Order > 0
+			undoing = undoing || st.Phase == StepUndoing
+			broken = broken || st.Phase == StepUndoFailed
+			all = all && m.passed(n.Path)
+		}
+		switch {
+		case broken:
+			t.State = Failed
+		case undoing || (t.Undo && open):
+			t.State = RollingBack
+		case t.Undo:
+			t.State = RolledBack
+		case t.Failed != "" || t.State == Cancelled:
+		case all && !open:
+			t.State = Succeeded
+		case begun:
+			t.State = Running
+		}
+		m.s.Targets[name] = t
+	}
+}
+
+// whole derives the state of the delivery from its targets.
+func (m *machine) whole() {
+	open, undoing := false, false
+	for _, n := range m.spec.Graph.Nodes {
+		st := m.s.Nodes[n.Path]
+		open = open || st.open() || st.Phase == StepPending || st.Stopping
+		undoing = undoing || st.Phase == StepUndoing
+	}
+	switch {
+	case undoing:
+		m.s.State, m.s.Reason = RollingBack, m.reason()
+	case open && m.s.Paused:
+		m.s.State = Paused
+	case open:
+		m.s.State = Running
+	case m.broken() != "":
+		m.finish(Failed)
+	case m.s.Cancel != "":
+		m.finish(Cancelled)
+	default:
+		end := Succeeded
+		for _, t := range m.s.Targets {
+			if t.Failed != "" || t.State == Cancelled {
+				end = Failed
+			}
+		}
+		m.finish(end)
+	}
+}
+
+func (m *machine) finish(s State) {
+	if m.s.Ended.IsZero() || m.s.State != s {
+		m.s.Ended = m.now
+	}
+	m.s.State, m.s.Reason = s, m.reason()
+}
+
+// broken returns the step whose undo failed, "" if there is none.
+func (m *machine) broken() string {
+	for _, n := range m.spec.Graph.Nodes {
+		if m.s.Nodes[n.Path].Phase == StepUndoFailed {
+			return n.Path
+		}
+	}
+	return ""
+}
+
+// reason says in one sentence how it ended and what state each target is in.
+func (m *machine) reason() string {
+	var parts []string
+	if m.s.Cancel != "" {
+		parts = append(parts, m.s.Cancel)
+	}
+	for _, t := range m.spec.Graph.Targets {
+		ts := m.s.Targets[t.Name]
+		switch {
+		case ts.State == RolledBack || ts.State == RollingBack:
+			verb := "is back on the version before"
+			if ts.State == RollingBack {
+				verb = "is going back to the version before"
+			}
+			parts = append(parts, fmt.Sprintf("%s; %s %s", ts.Reason, t.Name, verb))
+		case ts.State == Cancelled:
+			parts = append(parts, t.Name+" was not deployed")
+		case ts.Failed == plan.Before:
+			parts = append(parts, ts.Reason+"; "+t.Name+" was not changed")
+		case ts.Failed == plan.After:
+			parts = append(parts, ts.Reason+"; "+t.Name+" keeps the new version")
+		}
+	}
+	if p := m.broken(); p != "" {
+		n, _ := m.node(p)
+		parts = append(parts, fmt.Sprintf("target %s is between two versions because undoing %s failed: %s; "+
+			"retry tries again, acknowledge leaves it as it is", n.Target, p, m.s.Nodes[p].Message))
+	}
+	if len(parts) == 0 && m.s.State == Succeeded {
+		return "every step passed"
+	}
+	return strings.Join(parts, "; ")
+}
+
+// clean enters the clean-up of every begun step, last first. A failed undo keeps what it needs until a person has
+// tried again or acknowledged it.
+func (m *machine) clean() {
+	if m.broken() != "" && !m.s.Accepted {
+		return
+	}
+	last, order := "", 0
+	for _, n := range m.spec.Graph.Nodes {
+		st := m.s.Nodes[n.Path]
+		if st.Cleaning {
+			return
+		}
+		if !st.Cleaned && st.Order > order {
+			last, order = n.Path, st.Order
+		}
+	}
+	if last == "" {
+		m.s.Done = true
+		return
+	}
+	st := m.s.Nodes[last]
+	st.Cleaning, st.Attempt = true, 0
+	st.Entry++
+	m.s.Nodes[last] = st
+}
+
+func (m *machine) inFlight() []Action {
+	var acts []Action
+	for _, n := range m.spec.Graph.Nodes {
+		st := m.s.Nodes[n.Path]
+		a := Action{Key: Key(m.spec.ID, n.Path), Path: n.Path, Entry: st.Entry}
+		switch {
+		case st.Stopping:
+			a.Kind = Stop
+		case !st.Deadline.IsZero():
+			continue
+		case st.Cleaning:
+			a.Kind = Clean
+		case st.Phase == StepUndoing:
+			a.Kind = Undo
+		case st.Phase == StepRunning:
+			a.Kind = Run
+		default:
+			continue
+		}
+		acts = append(acts, a)
+	}
+	return acts
+}

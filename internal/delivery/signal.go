@@ -1,0 +1,203 @@
+package delivery
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/plan"
+)
+
+// The kinds of signals.
+const (
+	Approve     = "approve"
+	Reject      = "reject"
+	Callback    = "callback"
+	CancelAll   = "cancel"
+	Rollback    = "rollback"
+	Pause       = "pause"
+	Resume      = "resume"
+	Retry       = "retry"
+	Promote     = "promote"
+	Acknowledge = "acknowledge"
+)
+
+// Check says whether a signal can be taken in by a delivery as it is; it is asked before a signal is stored.
+func Check(spec Spec, s Status, sig Signal) error {
+	m := &machine{spec: spec, s: s}
+	switch sig.Kind {
+	case Pause, Resume, CancelAll:
+		if s.State.Final() {
+			return fault.Newf(fault.Conflict, "delivery %s has ended: %s", spec.ID, s.Reason)
+		}
+	case Retry, Acknowledge:
+		if m.broken() == "" {
+			return fault.Newf(fault.Conflict, "delivery %s has no failed undo that could be retried or acknowledged", spec.ID)
+		}
+	case Rollback, Promote:
+		t := sig.target()
+		if _, ok := s.Targets[t]; !ok {
+			return fault.Newf(fault.NotFound, "delivery %s has no target %q", spec.ID, t)
+		}
+		if !m.deploying(t) {
+			return fault.Newf(fault.Conflict, "target %s of delivery %s is not being deployed", t, spec.ID)
+		}
+	case Approve, Reject, Callback:
+		n, ok := m.node(sig.Path)
+		if !ok {
+			return fault.Newf(fault.NotFound, "delivery %s has no step %q", spec.ID, sig.Path)
+		}
+		st := s.Nodes[sig.Path]
+		if !st.open() {
+			return fault.Newf(fault.Conflict, "step %s is %s and no longer waits", sig.Path, st.Phase)
+		}
+		if sig.Kind != Callback && !allowed(n, sig) {
+			return fault.Newf(fault.Denied, "%s has none of the roles that may decide step %s", sig.By, sig.Path)
+		}
+	default:
+		return fault.Newf(fault.Invalid, "signal kind %q is not known", sig.Kind)
+	}
+	return nil
+}
+
+// target returns the target that a signal means: its path is the target's name.
+func (s Signal) target() string {
+	if s.Path != "" {
+		return s.Path
+	}
+	_, name, _ := strings.Cut(s.Key, "/")
+	return name
+}
+
+// allowed reports whether the sender has one of the roles that the approval names; owner may always.
+func allowed(n plan.Node, sig Signal) bool {
+	var a plan.ApprovalArgs
+	if n.Kind != plan.KindApproval || json.Unmarshal(n.Args, &a) != nil || len(a.Roles) == 0 {
+		return true
+	}
+	for r := range strings.SplitSeq(sig.Data["roles"], ",") {
+		if r = strings.TrimSpace(r); r == "owner" || slices.Contains(a.Roles, r) {
+			return true
+		}
+	}
+	return false
+}
+
+// deploying reports whether the target's deploy phase has begun and is not over.
+func (m *machine) deploying(target string) bool {
+	begun := false
+	for _, n := range m.spec.Graph.Nodes {
+		begun = begun || n.Target == target && n.Phase == plan.Deploy && m.s.Nodes[n.Path].Order > 0
+	}
+	return begun && m.s.Targets[target].Failed == "" && !m.phaseOver(target, plan.Deploy)
+}
+
+func (m *machine) signal(sig Signal) {
+	switch sig.Kind {
+	case Pause, Resume:
+		m.s.Paused = sig.Kind == Pause && !m.s.State.Final()
+	case CancelAll:
+		m.cancel(sig)
+	case Rollback:
+		if t := sig.target(); m.deploying(t) {
+			m.failTarget(t, plan.Deploy, "rolled back by "+person(sig))
+		}
+	case Promote:
+		m.promote(sig.target(), person(sig))
+	case Retry:
+		if p := m.broken(); p != "" {
+			st := m.s.Nodes[p]
+			st.Attempt = 0
+			st.enter(StepUndoing)
+			m.s.Nodes[p] = st
+		}
+	case Acknowledge:
+		m.s.Accepted = m.broken() != ""
+	default:
+		m.deliver(sig)
+	}
+}
+
+func person(s Signal) string {
+	if s.By == "" {
+		return "a person"
+	}
+	return s.By
+}
+
+func (m *machine) cancel(sig Signal) {
+	if m.s.State.Final() || m.s.Cancel != "" {
+		return
+	}
+	m.s.Cancel = "cancelled by " + person(sig)
+	for _, t := range slices.Sorted(maps.Keys(m.s.Targets)) {
+		ts := m.s.Targets[t]
+		if m.deploying(t) {
+			m.failTarget(t, plan.Deploy, "its deployment was under way")
+			continue
+		}
+		if ts.Failed == "" && ts.State != Succeeded && ts.State != Cancelled {
+			ts.State = Cancelled
+			if m.has(t, plan.Deploy) && m.phaseOver(t, plan.Deploy) {
+				ts.Failed, ts.State, ts.Reason = plan.After, Failed, "the steps after its deployment were cancelled"
+			}
+			m.s.Targets[t] = ts
+			m.stopTarget(t, m.s.Cancel)
+		}
+	}
+}
+
+// promote skips what is left of the canary's steps: all that come before a promotion and change no version.
+func (m *machine) promote(target, by string) {
+	if !m.deploying(target) {
+		return
+	}
+	before := map[string]bool{}
+	for _, n := range slices.Backward(m.spec.Graph.Nodes) {
+		if n.Kind == plan.KindPromote || n.Kind == plan.KindRedirect || before[n.Path] {
+			for _, a := range n.After {
+				before[a] = true
+			}
+		}
+	}
+	for _, n := range m.spec.Graph.Nodes {
+		st := m.s.Nodes[n.Path]
+		if n.Target != target || n.Phase != plan.Deploy || !before[n.Path] {
+			continue
+		}
+		switch n.Kind {
+		case plan.KindPause, plan.KindApproval, plan.KindAnalysis, plan.KindWebhook, plan.KindExpose, plan.KindSetWeight:
+			if st.Phase == StepPending || st.open() && n.Kind != plan.KindSetWeight {
+				m.end(n.Path, StepSkipped, "skipped by "+by)
+			}
+		}
+	}
+}
+
+// deliver hands a signal to the step that it means.
+func (m *machine) deliver(sig Signal) {
+	for _, n := range m.spec.Graph.Nodes {
+		st := m.s.Nodes[n.Path]
+		if !st.open() || sig.Path != n.Path && !slices.Contains(st.Awaits, sig.Key) {
+			continue
+		}
+		if sig.Kind != Callback && !allowed(n, sig) {
+			continue
+		}
+		if st.Held {
+			if sig.Kind == Approve {
+				m.end(n.Path, StepPassed, st.Message+" (continued by "+person(sig)+")")
+			} else if sig.Kind == Reject {
+				m.fail(n, "rejected by "+person(sig))
+			}
+			continue
+		}
+		st.Signals = append(st.Signals, sig)
+		if st.Phase == StepWaiting && (sig.Path == n.Path || slices.Contains(st.Awaits, sig.Key)) && st.Attempt == 0 {
+			st.enter(StepRunning)
+		}
+		m.s.Nodes[n.Path] = st
+	}
+}

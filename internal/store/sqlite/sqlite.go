@@ -1,0 +1,351 @@
+// Package sqlite keeps deliveries in one SQLite file: the store of one machine.
+package sqlite
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/store"
+	_ "modernc.org/sqlite" // the driver registers itself
+)
+
+// Store is a store.Store, Lister and Journaler in one file.
+type Store struct {
+	write *sql.DB
+	read  *sql.DB
+	hub   store.Hub
+}
+
+// migrations bring a file from the version of its index to the next one; they are never changed, only added to.
+func migrations() []string {
+	return []string{`
+CREATE TABLE deliveries (
+  id TEXT PRIMARY KEY, application TEXT NOT NULL, created INTEGER NOT NULL, state TEXT NOT NULL,
+  done INTEGER NOT NULL, revision INTEGER NOT NULL, spec TEXT NOT NULL, status TEXT NOT NULL) STRICT;
+CREATE INDEX deliveries_open ON deliveries (application) WHERE done = 0;
+CREATE TABLE signals (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, delivery TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL,
+  UNIQUE (delivery, key)) STRICT;
+CREATE TABLE journal (
+  delivery TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL, hash TEXT NOT NULL,
+  PRIMARY KEY (delivery, seq)) STRICT;
+CREATE TRIGGER journal_kept BEFORE DELETE ON journal BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+CREATE TRIGGER journal_fixed BEFORE UPDATE ON journal BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+`}
+}
+
+// Open opens the file, which it creates and migrates as needed.
+func Open(ctx context.Context, path string) (*Store, error) {
+	q := url.Values{"_pragma": {"journal_mode(WAL)", "synchronous(FULL)", "busy_timeout(5000)"}}
+	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
+	w, err := sql.Open("sqlite", dsn+"&_txlock=immediate")
+	if err != nil {
+		return nil, fmt.Errorf("open the store %s: %w", path, err)
+	}
+	w.SetMaxOpenConns(1)
+	s := &Store{write: w}
+	if err := s.migrate(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the store %s: %w", path, err), w.Close())
+	}
+	if s.read, err = sql.Open("sqlite", dsn+"&_pragma=query_only(1)"); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	s.read.SetMaxOpenConns(4)
+	return s, nil
+}
+
+// Close closes the file.
+func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close()) }
+
+func (s *Store) migrate(ctx context.Context) error {
+	var version int
+	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	all := migrations()
+	if version > len(all) {
+		return fault.WithRemedy(fault.Newf(fault.Invalid, "the file has schema version %d and this program knows only %d",
+			version, len(all)), "use the newer version of sluice that wrote it")
+	}
+	for i := version; i < len(all); i++ {
+		err := s.tx(ctx, func(tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, all[i]+fmt.Sprintf("PRAGMA user_version = %d;", i+1))
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("migrate to schema version %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) tx(ctx context.Context, f func(*sql.Tx) error) error {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := f(tx); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return tx.Commit()
+}
+
+// Create implements store.Store.
+func (s *Store) Create(ctx context.Context, spec delivery.Spec) (store.Revision, error) {
+	var replaced string
+	err := s.tx(ctx, func(tx *sql.Tx) error {
+		st := delivery.Status{State: delivery.Pending}
+		var running string
+		err := tx.QueryRowContext(ctx, "SELECT id FROM deliveries WHERE application = ? AND done = 0 AND state <> ?",
+			spec.Application, delivery.Queued).Scan(&running)
+		if err == nil && !spec.EnqueueOne {
+			return &store.ErrRunning{ID: running, Application: spec.Application}
+		}
+		if err == nil {
+			st = delivery.Status{State: delivery.Queued, Reason: "waits for delivery " + running}
+			if replaced, err = replaceQueued(ctx, tx, spec); err != nil {
+				return err
+			}
+		} else if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		body, err := json.Marshal(spec)
+		if err != nil {
+			return err
+		}
+		status, err := json.Marshal(st)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "INSERT INTO deliveries VALUES (?,?,?,?,0,1,?,?)", spec.ID, spec.Application,
+			spec.CreatedAt.UnixNano(), st.State, string(body), string(status)); err != nil {
+			return err
+		}
+		sum := sha256.Sum256(body)
+		data, err := json.Marshal(map[string]string{"spec": hex.EncodeToString(sum[:]), "by": spec.By})
+		if err != nil {
+			return err
+		}
+		return appendJournal(ctx, tx, spec.ID, []store.Record{{Kind: "created", At: spec.CreatedAt, Data: data}})
+	})
+	if err != nil {
+		return 0, err
+	}
+	if replaced != "" {
+		s.hub.Publish(replaced)
+	}
+	s.hub.Publish(spec.ID)
+	return 1, nil
+}
+
+// replaceQueued cancels the delivery of the application that waits in the queue.
+func replaceQueued(ctx context.Context, tx *sql.Tx, spec delivery.Spec) (string, error) {
+	var id string
+	err := tx.QueryRowContext(ctx, "SELECT id FROM deliveries WHERE application = ? AND done = 0 AND state = ?",
+		spec.Application, delivery.Queued).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	st, err := json.Marshal(delivery.Status{State: delivery.Cancelled, Done: true, Ended: spec.CreatedAt,
+		Reason: "replaced in the queue by delivery " + spec.ID})
+	if err != nil {
+		return "", err
+	}
+	_, err = tx.ExecContext(ctx, "UPDATE deliveries SET state = ?, done = 1, revision = revision + 1, status = ? WHERE id = ?",
+		delivery.Cancelled, string(st), id)
+	return id, err
+}
+
+const columns = "SELECT spec, status, revision FROM deliveries "
+
+func scan(row interface{ Scan(...any) error }) (store.Delivery, error) {
+	var d store.Delivery
+	var spec, status string
+	if err := row.Scan(&spec, &status, &d.Revision); err != nil {
+		return d, err
+	}
+	return d, errors.Join(json.Unmarshal([]byte(spec), &d.Spec), json.Unmarshal([]byte(status), &d.Status))
+}
+
+// Load implements store.Store.
+func (s *Store) Load(ctx context.Context, id string) (store.Delivery, error) {
+	d, err := scan(s.read.QueryRowContext(ctx, columns+"WHERE id = ?", id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return d, fault.Newf(fault.NotFound, "there is no delivery %q", id)
+	}
+	if err != nil {
+		return d, err
+	}
+	rows, err := s.read.QueryContext(ctx, "SELECT seq, body FROM signals WHERE delivery = ? AND seq > ? ORDER BY seq",
+		id, d.Status.Seen)
+	if err != nil {
+		return d, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var sig store.Signal
+		var body string
+		if err := rows.Scan(&sig.Seq, &body); err != nil {
+			return d, err
+		}
+		if err := json.Unmarshal([]byte(body), &sig.Signal); err != nil {
+			return d, err
+		}
+		d.Signals = append(d.Signals, sig)
+	}
+	return d, rows.Err()
+}
+
+// Swap implements store.Store.
+func (s *Store) Swap(ctx context.Context, id string, at store.Revision, st delivery.Status, records []store.Record) (store.Revision, error) {
+	body, err := json.Marshal(st)
+	if err != nil {
+		return 0, err
+	}
+	err = s.tx(ctx, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `UPDATE deliveries SET status = ?, state = ?, done = ?, revision = revision + 1
+			WHERE id = ? AND revision = ?`, string(body), st.State, st.Done, id, at)
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil {
+			return err
+		} else if n == 0 {
+			return fault.Newf(fault.Conflict, "delivery %s is no longer at revision %d", id, at)
+		}
+		return appendJournal(ctx, tx, id, records)
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.hub.Publish(id)
+	return at + 1, nil
+}
+
+// Signal implements store.Store.
+func (s *Store) Signal(ctx context.Context, id string, sig delivery.Signal) (bool, error) {
+	body, err := json.Marshal(sig)
+	if err != nil {
+		return false, err
+	}
+	first := false
+	err = s.tx(ctx, func(tx *sql.Tx) error {
+		var one int
+		if err := tx.QueryRowContext(ctx, "SELECT 1 FROM deliveries WHERE id = ?", id).Scan(&one); err != nil {
+			if errors.Is(err, sql.ErrNoRows) {
+				return fault.Newf(fault.NotFound, "there is no delivery %q", id)
+			}
+			return err
+		}
+		res, err := tx.ExecContext(ctx, "INSERT INTO signals (delivery, key, body) VALUES (?,?,?) ON CONFLICT DO NOTHING",
+			id, sig.Key, string(body))
+		if err != nil {
+			return err
+		}
+		n, err := res.RowsAffected()
+		if first = n == 1; err != nil || !first {
+			return err
+		}
+		return appendJournal(ctx, tx, id, []store.Record{{Kind: "signal", Path: sig.Path, At: sig.At, Data: body}})
+	})
+	if err == nil && first {
+		s.hub.Publish(id)
+	}
+	return first, err
+}
+
+// Watch implements store.Store.
+func (s *Store) Watch(ctx context.Context) (<-chan store.Event, error) { return s.hub.Watch(ctx), nil }
+
+// List implements store.Lister.
+func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
+	q := columns
+	if open {
+		q += "WHERE done = 0 "
+	}
+	rows, err := s.read.QueryContext(ctx, q+"ORDER BY created DESC, id")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []store.Delivery
+	for rows.Next() {
+		d, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, d)
+	}
+	return all, rows.Err()
+}
+
+func digest(r store.Record) (string, string, error) {
+	r.Hash = ""
+	r.At = r.At.UTC().Truncate(time.Nanosecond)
+	body, err := json.Marshal(r)
+	sum := sha256.Sum256(body)
+	return string(body), hex.EncodeToString(sum[:]), err
+}
+
+func appendJournal(ctx context.Context, tx *sql.Tx, id string, records []store.Record) error {
+	var seq int64
+	var prev string
+	err := tx.QueryRowContext(ctx, "SELECT seq, hash FROM journal WHERE delivery = ? ORDER BY seq DESC LIMIT 1", id).
+		Scan(&seq, &prev)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	for _, r := range records {
+		seq++
+		r.Seq, r.Prev = seq, prev
+		body, hash, err := digest(r)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "INSERT INTO journal VALUES (?,?,?,?,?)", id, seq, r.Kind, body, hash); err != nil {
+			return err
+		}
+		prev = hash
+	}
+	return nil
+}
+
+// Journal implements store.Journaler.
+func (s *Store) Journal(ctx context.Context, id string) ([]store.Record, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT body, hash FROM journal WHERE delivery = ? ORDER BY seq", id)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []store.Record
+	prev := ""
+	for rows.Next() {
+		var body, hash string
+		if err := rows.Scan(&body, &hash); err != nil {
+			return nil, err
+		}
+		var r store.Record
+		if err := json.Unmarshal([]byte(body), &r); err != nil {
+			return nil, err
+		}
+		sum := sha256.Sum256([]byte(body))
+		if r.Prev != prev || hex.EncodeToString(sum[:]) != hash {
+			return nil, fault.Newf(fault.Lost, "the journal of delivery %s was changed at or before record %d", id, r.Seq)
+		}
+		r.Hash, prev = hash, hash
+		all = append(all, r)
+	}
+	return all, rows.Err()
+}
