@@ -1,0 +1,39 @@
+# Everything a person or CI does with Sluice starts here.
+GO      ?= go
+BIN     := $(CURDIR)/bin
+export CGO_ENABLED = 0
+
+COMPANIONS := prometheus ferretdb-a ferretdb-b shop
+# SLUICE_COMPANIONS tells tests and bin/sluice where the companion programs are.
+export SLUICE_COMPANIONS = $(BIN)
+
+.PHONY: build companions demo test test-fast lint fuzz bench-data clean $(COMPANIONS)
+
+build: companions ## bin/sluice and the programs beside it
+	@echo "building bin/sluice"
+	@$(GO) build -trimpath -ldflags='-s -w' -o $(BIN)/sluice ./cmd/sluice
+
+companions: $(COMPANIONS)
+
+$(COMPANIONS):
+	@echo "building bin/$@ (its own Go module: companion/$@)"
+	@cd companion/$@ && $(GO) build -trimpath -ldflags='-s -w' -o $(BIN)/$@ .
+
+demo: build ## three deliveries of a database upgrade on this machine
+	@$(BIN)/sluice demo
+
+test-fast: companions ## the everyday tests, under three minutes
+	$(GO) test ./...
+
+test: ## everything, with the race detector; installs what it needs
+	@bash test/run
+
+lint: ## golangci-lint, in the version that go.mod of tools pins
+	@cd tools && $(GO) build -o $(BIN)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	$(BIN)/golangci-lint run ./...
+
+fuzz: ## a minute of fuzzing of each parser
+	$(GO) test -run='^$$' -fuzz=FuzzParse -fuzztime=60s ./internal/deployfile
+
+clean:
+	rm -rf $(BIN)
