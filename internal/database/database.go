@@ -13,12 +13,12 @@ import (
 )
 
 // URL says how to reach a server. Dial, when not nil, is used instead of the network for every connection, so that the
-// host in Value names a Service and never an address. Frozen tells that nobody can write to the server (a twin, or production behind the fence), so that a read view of it is
-// not live even where the engine has no snapshots.
+// host in Value names a Service and never an address. Frozen tells that nobody can write to the server (a twin, or
+// production behind the fence), so that a read view of it is not live even where the engine has no snapshots.
 type URL struct {
 	Value  string
 	Frozen bool
-	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	Dial   func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Role is what a started copy is for.
