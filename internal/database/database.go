@@ -30,6 +30,7 @@ const (
 	Control    Role = "control"
 	Candidate  Role = "candidate"
 	Rehearsal  Role = "rehearsal"
+	Upgrade    Role = "upgrade" // becomes production: neutralised by how it is launched, its files stay as they are
 )
 
 // Launch is how a copy must be started: added to the workload's own command.

@@ -71,21 +71,22 @@ const (
 	KindWebhook        = "runWebhook"
 	KindAnalysis       = "analysis"
 	KindExpose         = "exposeServices"
-	KindApply          = "apply"       // apply objects, wait until they are ready
-	KindStartCanary    = "startCanary" // the new version beside the old one, no traffic
-	KindSetWeight      = "setWeight"   //
-	KindPromote        = "promote"     // the canary becomes stable
-	KindRedirect       = "redirect"    // blueGreen: the active Service to the new version
-	KindCopyData       = "copyData"    // one cut of production, two twins
-	KindMarkData       = "markData"    // the thin clone that is verified
-	KindVerifyData     = "verifyData"  //
+	KindApply          = "apply"         // apply objects, wait until they are ready
+	KindStartCanary    = "startCanary"   // the new version beside the old one, no traffic
+	KindSetWeight      = "setWeight"     //
+	KindPromote        = "promote"       // the canary becomes stable
+	KindRedirect       = "redirect"      // blueGreen: the active Service to the new version
+	KindCopyData       = "copyData"      // one cut of production, two twins
+	KindApplyDatabase  = "applyDatabase" // the target's database on the candidate's volumes
+	KindMarkData       = "markData"      // the thin clone that is verified
+	KindVerifyData     = "verifyData"    //
 	KindRehearse       = "rehearseRollback"
 	KindCheckpointData = "checkpointData"
 	KindRestoreData    = "restoreData"
 	KindRunJob         = "runJob"
 	KindWaitFor        = "waitFor"
 	KindFence          = "fenceDatabase" // the fenced upgrade, in this order
-	KindUpgradeClone   = "upgradeClone"  //
+	KindUpgradeClone   = "upgradeClone"  // takes the checkpoint, too
 	KindQuickVerify    = "quickVerify"   //
 	KindSwap           = "swapVolumes"   //
 	KindOpen           = "openDatabase"  // the point of no return for R0
@@ -225,13 +226,14 @@ type CopyArgs struct {
 	Objects  []manifest.Object `json:"objects"`
 }
 
-// DataArgs of KindMarkData, KindVerifyData, KindRehearse and the steps of the fenced upgrade. CopyPath is the path of
+// DataArgs of KindApplyDatabase, KindMarkData, KindVerifyData, KindRehearse and the steps of the fenced upgrade. CopyPath is the path of
 // the copyData node that made the twins, "" in production.
 type DataArgs struct {
 	Database  Database          `json:"database"`
 	To        Site              `json:"to"`
 	CopyPath  string            `json:"copyPath,omitempty"`
 	MarkPath  string            `json:"markPath,omitempty"`
+	Group     string            `json:"group,omitempty"`     // of a fenced upgrade: its steps are <group>/fence, upgrade, verify, swap, open
 	Rehearsal string            `json:"rehearsal,omitempty"` // path of the rehearseRollback node that opened the ways back
 	Contract  *Contract         `json:"contract,omitempty"`
 	Checks    []Check           `json:"checks,omitempty"`
