@@ -86,3 +86,43 @@ func TestAppendKeyKeepsBoundaries(t *testing.T) {
 		t.Error("('a','bc') and ('ab','c') have one key")
 	}
 }
+
+func TestTextOf(t *testing.T) {
+	for _, s := range []string{"0", "0.00", "12.50", "-0.001", "NaN", "-Infinity"} {
+		b, _ := AppendNumericText(nil, s)
+		if got := TextOf(b); got != s {
+			t.Errorf("TextOf(numeric %s) = %s", s, got)
+		}
+	}
+	array := AppendElement(AppendElement(AppendArray(nil, Integer, []Dimension{{1, 2}}), AppendInteger(nil, -4)), AppendNull(nil))
+	for want, b := range map[string][]byte{
+		"{-4,NULL}": array, "1970-01-01 00:00:00.000001Z": AppendTimestamp(nil, 1), "18446744073709551615": AppendUnsigned(nil, math.MaxUint64),
+		"-0": AppendFloat(nil, math.Copysign(0, -1)), "ObjectId(00ff)": AppendTyped(nil, "ObjectId", []byte{0, 255}), `\x00`: AppendBytes(nil, []byte{0}),
+	} {
+		if got := TextOf(b); got != want {
+			t.Errorf("TextOf(%x) = %s, want %s", b, got, want)
+		}
+	}
+	half, _ := AppendNumericText(nil, "0.50")
+	if a, ok := Number(half); !ok || a.RatString() != "1/2" {
+		t.Errorf("Number(0.50) = %v", a)
+	}
+}
+
+// FuzzRead holds that no bytes make the readers panic, and that a key taken apart is put together the same.
+func FuzzRead(f *testing.F) {
+	f.Add(AppendElement(AppendArray(nil, Integer, []Dimension{{1, 1}}), AppendInteger(nil, 3)))
+	f.Add(AppendNumeric(nil, NumericNegative, []byte("15"), 3))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		TextOf(b)
+		Number(b)
+		if head, elements, ok := Elements(b); ok {
+			for _, e := range elements {
+				head = AppendElement(append([]byte(nil), head...), e)
+			}
+			if len(head) > len(b) {
+				t.Errorf("%x put together is longer: %x", b, head)
+			}
+		}
+	})
+}
