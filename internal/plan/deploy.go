@@ -1,0 +1,234 @@
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/sluice-cd/sluice/internal/deployfile"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+)
+
+// deploy compiles the deploy phase: the databases first, in the order that keeps their data, then what uses them.
+func (b *targetPlan) deploy(after []string) ([]string, error) {
+	rest := b.objects
+	for _, d := range b.c.f.Data.Databases {
+		var err error
+		switch {
+		case b.copies[d.Name] != "":
+			rest, after, err = b.onTheCopy(d, rest, after)
+		case d.Target == b.t.Name && b.ships(d):
+			rest, after, err = b.behindTheFence(d, rest, after)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	jobs, rest := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Job" })
+	deployments, others := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Deployment" })
+	strategy, ok := b.strategy()
+	if len(deployments) == 0 || !ok {
+		return b.apply("apply", slices.Concat(others, deployments, jobs), after)
+	}
+	after, err := b.apply("apply", slices.Concat(others, jobs), after)
+	if err != nil {
+		return nil, err
+	}
+	return b.shift(strategy, deployments, after)
+}
+
+func (b *targetPlan) strategy() (deployfile.Strategy, bool) {
+	for _, s := range b.c.f.Strategies {
+		if s.Name == b.t.Strategy {
+			return s, s.Canary != nil || s.BlueGreen != nil
+		}
+	}
+	return deployfile.Strategy{}, false
+}
+
+// ships reports whether the target's manifests hold the database's workload.
+func (b *targetPlan) ships(d deployfile.Database) bool {
+	db, _, err := b.database(d.Name)
+	return err == nil && slices.ContainsFunc(b.objects, func(o manifest.Object) bool {
+		return o.GetKind() == db.Workload.Kind && o.GetName() == db.Workload.Name
+	})
+}
+
+// split returns the database's own objects: its workload, the Services that select it, and what its pods mount.
+func (b *targetPlan) split(db Database) ([]manifest.Object, error) {
+	i := slices.IndexFunc(b.objects, func(o manifest.Object) bool {
+		return o.GetKind() == db.Workload.Kind && o.GetName() == db.Workload.Name
+	})
+	if i < 0 {
+		return nil, fault.Newf(fault.NotFound, "the manifests of target %s hold no %s, the workload of database %s", b.t.Name, db.Workload, db.Name)
+	}
+	template, _, err := b.objects[i].PodTemplate()
+	if err != nil {
+		return nil, err
+	}
+	mounts := manifest.Mounts(template.Spec)
+	own, _ := partition(b.objects, func(o manifest.Object) bool {
+		switch o.GetKind() {
+		case db.Workload.Kind:
+			return o.GetName() == db.Workload.Name
+		case "Service":
+			return o.Selects(template.Labels)
+		default:
+			return slices.Contains(mounts, manifest.Ref{Kind: o.GetKind(), Name: o.GetName()})
+		}
+	})
+	return own, nil
+}
+
+// without returns the objects that are not among the others.
+func without(objects, others []manifest.Object) []manifest.Object {
+	_, rest := partition(objects, func(o manifest.Object) bool {
+		return slices.ContainsFunc(others, func(p manifest.Object) bool { return p.Ref() == o.Ref() })
+	})
+	return rest
+}
+
+// onTheCopy deploys a database onto the candidate's volumes: the new version, then the migrations, then the mark, and
+// only then what writes.
+func (b *targetPlan) onTheCopy(d deployfile.Database, rest []manifest.Object, after []string) ([]manifest.Object, []string, error) {
+	a, err := b.copied(d.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.Timeout = readyWithin
+	rest = without(rest, a.Objects)
+	path, err := b.add(Deploy, "deploy/"+d.Name+"/apply", "start "+d.Name+" on the copy", KindApplyDatabase, a, after)
+	if err != nil {
+		return nil, nil, err
+	}
+	after = []string{path}
+	jobs, rest := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Job" })
+	configs, rest := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "ConfigMap" || o.GetKind() == "Secret" })
+	if after, err = b.apply(d.Name+"/migrate", slices.Concat(configs, jobs), after); err != nil {
+		return nil, nil, err
+	}
+	path, err = b.add(Deploy, "deploy/"+d.Name+"/mark", "mark "+d.Name, KindMarkData, a, after)
+	if err != nil {
+		return nil, nil, err
+	}
+	b.marks[d.Name] = path
+	return rest, []string{path}, nil
+}
+
+// behindTheFence upgrades production's database.
+func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Object, after []string) ([]manifest.Object, []string, error) {
+	db, _, err := b.database(d.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	own, err := b.split(db)
+	if err != nil {
+		return nil, nil, err
+	}
+	rest = without(rest, own)
+	jobs, rest := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Job" })
+	prefix := "deploy/" + d.Name
+	a := DataArgs{Database: db, To: b.site, Group: b.t.Name + "/" + prefix, Objects: slices.Concat(own, jobs), Rehearsal: b.c.rehearsals[d.Name],
+		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, MaxLost: d.Upgrade.MaxLost, Timeout: readyWithin}
+	if a.Contract, err = b.contract(d.Upgrade.Contract); err != nil {
+		return nil, nil, err
+	}
+	for _, n := range []struct{ name, title, kind string }{
+		{"fence", "fence " + d.Name, KindFence},
+		{"upgrade", "upgrade a clone of " + d.Name, KindUpgradeClone},
+		{"verify", "verify behind the fence", KindQuickVerify},
+		{"swap", "swap the volumes", KindSwap},
+		{"open", "open " + d.Name, KindOpen},
+	} {
+		path, err := b.add(Deploy, prefix+"/"+n.name, n.title, n.kind, a, after)
+		if err != nil {
+			return nil, nil, err
+		}
+		after = []string{path}
+	}
+	return rest, after, nil
+}
+
+// apply adds a node that applies objects and waits for them; nothing where there are none.
+func (b *targetPlan) apply(name string, objects []manifest.Object, after []string) ([]string, error) {
+	if len(objects) == 0 {
+		return after, nil
+	}
+	path, err := b.add(Deploy, "deploy/"+name, "apply "+summary(objects), KindApply, b.applyArgs(objects), after)
+	return []string{path}, err
+}
+
+func (b *targetPlan) applyArgs(objects []manifest.Object) ApplyArgs {
+	a := ApplyArgs{Account: b.site.Account, Namespace: b.site.Namespace, Objects: objects, Timeout: orElse(b.c.f.DeploymentConfig.Timeout, readyWithin)}
+	w := b.where()
+	a.Annotate = map[string]string{"deploy.armory.io/application": w.Application, "deploy.armory.io/deployment-id": b.c.in.Delivery,
+		"deploy.armory.io/environment": w.Target, "deploy.armory.io/replica-set-name": w.ReplicaSetName}
+	a.Env = map[string]string{"ARMORY_APPLICATION_NAME": w.Application, "ARMORY_DEPLOYMENT_ID": b.c.in.Delivery,
+		"ARMORY_ENVIRONMENT_NAME": w.Target, "ARMORY_REPLICA_SET_NAME": w.ReplicaSetName}
+	return a
+}
+
+// summary counts objects by kind: "2 Services, 1 Deployment".
+func summary(objects []manifest.Object) string {
+	counts := map[string]int{}
+	for _, o := range objects {
+		counts[o.GetKind()]++
+	}
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(counts)) {
+		s := ""
+		if counts[k] > 1 {
+			s = "s"
+		}
+		parts = append(parts, fmt.Sprintf("%d %s%s", counts[k], k, s))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// shift brings the new version of the Deployments up beside the old one and moves the traffic as the strategy says.
+func (b *targetPlan) shift(s deployfile.Strategy, deployments []manifest.Object, after []string) ([]string, error) {
+	w := WeightArgs{Account: b.site.Account, Namespace: b.site.Namespace, Timeout: orElse(b.c.f.DeploymentConfig.Timeout, readyWithin)}
+	for _, d := range deployments {
+		w.Deployments = append(w.Deployments, manifest.Ref{Kind: "Deployment", Namespace: b.site.Namespace, Name: d.GetName()})
+	}
+	node := func(name, title, kind string, args any, after []string) ([]string, error) {
+		p, err := b.add(Deploy, "deploy/"+name, title, kind, args, after)
+		return []string{p}, err
+	}
+	after, err := node("start", "start the new version beside the old one", KindStartCanary, b.applyArgs(deployments), after)
+	if err != nil {
+		return nil, err
+	}
+	if s.BlueGreen != nil {
+		if after, err = b.parallel(Deploy, "deploy/redirectAfter", s.BlueGreen.RedirectTrafficAfter, after); err != nil {
+			return nil, err
+		}
+		w.Weight = 100
+		if after, err = node("redirect", "redirect the traffic", KindRedirect, w, after); err != nil {
+			return nil, err
+		}
+		if after, err = b.parallel(Deploy, "deploy/shutDownAfter", s.BlueGreen.ShutDownOldVersionAfter, after); err != nil {
+			return nil, err
+		}
+		return node("promote", "shut the old version down", KindPromote, w, after)
+	}
+	for i, st := range s.Canary.Steps {
+		name := fmt.Sprintf("canary/%d", i+1)
+		if st.SetWeight != nil {
+			w.Weight = st.SetWeight.Weight
+			after, err = node(fmt.Sprintf("%s-weight", name), fmt.Sprintf("weight %d %%", w.Weight), KindSetWeight, w, after)
+		} else {
+			var ends []string
+			if ends, err = b.step(Deploy, "deploy/"+name, st, after); len(ends) > 0 {
+				after = ends
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	w.Weight = 100
+	return node("promote", "promote the canary", KindPromote, w, after)
+}
