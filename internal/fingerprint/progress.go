@@ -64,9 +64,12 @@ func (m *meter) stop() {
 	m.stopped.Wait()
 }
 
-func (m *meter) row() {
-	m.rows.Add(1)
-	m.total.Add(1)
+// meterStep is how many rows a scan counts by itself before it tells the meter.
+const meterStep = 1024
+
+func (m *meter) add(rows int64) {
+	m.rows.Add(rows)
+	m.total.Add(rows)
 }
 
 // begin starts a pass over a table.

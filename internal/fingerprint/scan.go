@@ -11,8 +11,12 @@ import (
 	"github.com/sluice-cd/sluice/internal/database"
 )
 
-// parallelRows is how many estimated rows make more than one worker worth it.
-const parallelRows = 50_000
+// A table is scanned by more than one worker where the estimates say that it is worth it. Both are asked, because an
+// engine that never analysed a table does not know its rows.
+const (
+	parallelRows  = 50_000
+	parallelBytes = 16 << 20
+)
 
 // pass is one scan of one side of a table.
 type pass struct {
@@ -35,7 +39,7 @@ type rowFunc func(h *hasher, key, row Hash, r database.Row) error
 func (p *pass) run(ctx context.Context, begin func() rowFunc) (rows int64, err error) {
 	side := &p.table.sides[p.role]
 	workers := max(1, p.workers)
-	if side.relation.Rows < parallelRows {
+	if side.relation.Rows < parallelRows && side.relation.Bytes < parallelBytes {
 		workers = 1
 	}
 	ranges, err := p.view.Ranges(ctx, side.relation, workers)
@@ -71,10 +75,12 @@ func (p *pass) scanRange(ctx context.Context, r database.Range, take rowFunc) (r
 		if err != nil {
 			return err
 		}
-		rows++
-		p.meter.row()
+		if rows++; rows%meterStep == 0 {
+			p.meter.add(meterStep)
+		}
 		return take(h, key, hash, seen)
 	})
+	p.meter.add(rows % meterStep)
 	return rows, server, err
 }
 

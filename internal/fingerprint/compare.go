@@ -1,0 +1,267 @@
+package fingerprint
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-cd/sluice/internal/database"
+	"github.com/sluice-cd/sluice/internal/fault"
+)
+
+// Side is one of the two databases. Without a View one is opened on Server, and closed at the end. A side with neither
+// can be compared by an earlier digest only: what differs is then counted but not told apart.
+type Side struct {
+	Server database.Server
+	View   database.View
+}
+
+// Options say what is compared and at what cost.
+type Options struct {
+	Source, Target Side
+	Plan           *Plan
+	Seed           Seed
+	Workers        int   // scans of one side at a time; 1 where 0
+	Cells          int   // of the invertible table; DefaultCells where 0
+	MemoryBytes    int64 // for differing rows; DefaultMemory where 0
+	SpillDir       string
+	Passes         int // stop after 1 or 2 scans a side; 3 where 0
+	SourceDigest   *Digest
+	TargetDigest   *Digest
+	Differences    io.Writer      // gets every differing row as NDJSON
+	Progress       func(Progress) // is told every 250 ms and at the begin of each pass
+	Settle         time.Duration  // between two readings of a key of a live view; 250 ms where 0
+}
+
+// comparison is one run of Compare.
+type comparison struct {
+	Options
+	ablated ablation
+	views   [2]database.View
+	opened  []database.View
+	digests [2]*Digest
+	meter   *meter
+	report  *Report
+	doubts  []string
+	out     *json.Encoder
+	spilled atomic.Int64
+	dir     string
+}
+
+// Compare finds where two databases differ. The report is never nil; with an error its verdict is Unknown.
+func Compare(ctx context.Context, o Options) (*Report, error) { return compare(ctx, o, ablation{}) }
+
+func compare(ctx context.Context, o Options, ablated ablation) (*Report, error) {
+	c := &comparison{Options: o, ablated: ablated, digests: [2]*Digest{o.SourceDigest, o.TargetDigest}, meter: newMeter(o.Progress)}
+	c.defaults()
+	c.report = &Report{Seed: o.Seed.Digest(), Plan: o.Plan.Digest(), Started: time.Now().UTC(), Tables: []TableReport{},
+		Schema: o.Plan.Findings, Expected: o.Plan.Expected, NotCompared: o.Plan.NotCompared,
+		Source: SideReport{Info: o.Plan.infos[Source]}, Target: SideReport{Info: o.Plan.infos[Target]}}
+	err := c.run(ctx)
+	c.meter.stop()
+	err = errors.Join(err, c.close())
+	c.finish(err)
+	return c.report, err
+}
+
+func (c *comparison) defaults() {
+	c.Cells = cellsOr(c.Cells)
+	if c.MemoryBytes <= 0 {
+		c.MemoryBytes = DefaultMemory
+	}
+	if c.Passes <= 0 {
+		c.Passes = 3
+	}
+	if c.Settle <= 0 {
+		c.Settle = 250 * time.Millisecond
+	}
+	if c.SpillDir == "" {
+		c.SpillDir = os.TempDir()
+	}
+	if c.Differences != nil {
+		c.out = json.NewEncoder(c.Differences)
+		c.out.SetEscapeHTML(false)
+	}
+}
+
+func (c *comparison) run(ctx context.Context) error {
+	for role, d := range c.digests {
+		if d == nil {
+			continue
+		}
+		if err := d.fits(c.Plan, c.Seed, Role(role), c.Cells); err != nil {
+			return err
+		}
+	}
+	if err := c.open(ctx); err != nil {
+		return err
+	}
+	for i := range c.Plan.Tables {
+		if err := c.table(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// open opens the views that were not given.
+func (c *comparison) open(ctx context.Context) error {
+	for role, side := range []Side{c.Source, c.Target} {
+		c.views[role] = side.View
+		if side.View == nil && side.Server != nil {
+			v, err := side.Server.View(ctx)
+			if err != nil {
+				return fmt.Errorf("opening a view of the %s: %w", Role(role), err)
+			}
+			c.views[role] = v
+			c.opened = append(c.opened, v)
+		}
+		if c.views[role] == nil && c.digests[role] == nil {
+			return fault.Newf(fault.Invalid, "the %s has neither a server nor a fingerprint", Role(role))
+		}
+		s := c.side(Role(role))
+		s.Live = c.views[role] != nil && c.views[role].Live()
+		s.Reused = c.digests[role] != nil
+	}
+	return nil
+}
+
+func (c *comparison) side(r Role) *SideReport {
+	if r == Source {
+		return &c.report.Source
+	}
+	return &c.report.Target
+}
+
+func (c *comparison) live() bool { return c.report.Source.Live || c.report.Target.Live }
+
+func (c *comparison) close() error {
+	var errs []error
+	for _, v := range c.opened {
+		errs = append(errs, v.Close())
+	}
+	if c.dir != "" {
+		errs = append(errs, os.RemoveAll(c.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// spillDir makes the folder for spilled rows when the first is needed.
+func (c *comparison) spillDir() (string, error) {
+	if c.dir != "" {
+		return c.dir, nil
+	}
+	dir, err := os.MkdirTemp(c.SpillDir, "sluice-spill-")
+	if err != nil {
+		return "", spillFault(c.SpillDir, err)
+	}
+	c.dir = dir
+	return dir, nil
+}
+
+// table compares one table. A doubt is written into the table's report, and the other tables are still compared.
+func (c *comparison) table(ctx context.Context, i int) error {
+	t := &c.Plan.Tables[i]
+	c.report.Tables = append(c.report.Tables, TableReport{Name: t.Name, Verdict: Unknown, Key: t.keyNames()})
+	r := &c.report.Tables[len(c.report.Tables)-1]
+	w := &tableWork{comparison: c, t: t, index: i, r: r}
+	err := w.run(ctx)
+	if d, ok := errors.AsType[*doubt](err); ok {
+		r.Verdict = Unknown
+		r.note(d.reason)
+		c.doubts = append(c.doubts, d.reason)
+		return nil
+	}
+	if err != nil {
+		r.note(err.Error())
+	}
+	return err
+}
+
+func (t *TableReport) note(text string) {
+	if t.Note != "" {
+		t.Note += "; "
+	}
+	t.Note += text
+}
+
+// first makes or unpacks the leaves of both sides, the scans in parallel.
+func (w *tableWork) first(ctx context.Context) (out [2]*leaves, err error) {
+	w.meter.begin(w.t, 1)
+	g, ctx := errgroup.WithContext(ctx)
+	for role := range out {
+		g.Go(func() error {
+			var err error
+			if d := w.digests[role]; d != nil {
+				out[role], err = d.Tables[w.index].unpack(w.t, w.Seed, w.Cells)
+			} else {
+				out[role], err = w.pass(Role(role), 1).digest(ctx, w.Cells)
+			}
+			return err
+		})
+	}
+	return out, g.Wait()
+}
+
+func (w *tableWork) pass(role Role, number int) *pass {
+	return &pass{view: w.views[role], table: w.t, role: role, seed: w.Seed, number: number, workers: w.Workers, meter: w.meter, ablated: w.ablated}
+}
+
+// finish writes the verdict. What is certain goes before what is not: a difference is one even where other tables could
+// not be compared.
+func (c *comparison) finish(err error) {
+	r := c.report
+	r.Coverage = Coverage{Relations: len(r.Tables), Objects: c.Plan.Objects}
+	var uncovered []string
+	for _, n := range r.NotCompared {
+		if !n.Expected {
+			r.Coverage.NotCompared++
+			uncovered = append(uncovered, n.Object+" ("+n.Reason+")")
+		}
+	}
+	different := 0
+	for i := range r.Tables {
+		if r.Tables[i].Verdict == Different {
+			different++
+		}
+	}
+	switch {
+	case err != nil:
+		r.Verdict, r.Reason = Unknown, err.Error()
+	case different+len(r.Schema) > 0:
+		r.Verdict = Different
+		r.Reason = fmt.Sprintf("%d of %d tables differ, and %d differences of the schema were found", different, len(r.Tables), len(r.Schema))
+		if len(c.doubts) > 0 {
+			r.Reason += "; besides, " + strings.Join(c.doubts, "; ")
+		}
+	case len(c.doubts) > 0:
+		r.Verdict, r.Reason = Unknown, strings.Join(c.doubts, "; ")
+	case len(r.Tables) == 0 || r.Source.Rows+r.Target.Rows == 0:
+		r.Verdict, r.Reason = Unknown, "there is nothing to compare: neither side has a row; check the names of the databases"
+	case len(uncovered) > 0:
+		r.Verdict, r.Reason = Unknown, "not everything could be compared, and the contract does not name it: "+firstFew(uncovered)
+	default:
+		r.Verdict = Equal
+	}
+	r.Cost.Seconds = time.Since(r.Started).Seconds()
+	r.Cost.RowsScanned = c.meter.total.Load()
+	r.Cost.SpillBytes = c.spilled.Load()
+	if r.Cost.Seconds > 0 {
+		r.Cost.RowsPerSecond = float64(r.Cost.RowsScanned) / r.Cost.Seconds
+	}
+}
+
+func firstFew(list []string) string {
+	if len(list) > 3 {
+		return strings.Join(list[:3], ", ") + fmt.Sprintf(" and %d more", len(list)-3)
+	}
+	return strings.Join(list, ", ")
+}

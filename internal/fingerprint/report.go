@@ -1,0 +1,137 @@
+package fingerprint
+
+import (
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/database"
+)
+
+// Report is what a comparison found. Its JSON names are stable.
+type Report struct {
+	Verdict     Verdict            `json:"verdict"`
+	Reason      string             `json:"reason,omitempty"` // one sentence; why it could not be told, or what differs
+	Source      SideReport         `json:"source"`
+	Target      SideReport         `json:"target"`
+	Seed        string             `json:"seed"` // digests
+	Plan        string             `json:"plan"`
+	Tables      []TableReport      `json:"tables"`
+	Schema      []database.Finding `json:"schema,omitempty"`
+	Expected    []database.Finding `json:"expected,omitempty"` // differences of the schema that the contract names
+	Coverage    Coverage           `json:"coverage"`
+	NotCompared []NotCompared      `json:"notCompared,omitempty"`
+	Started     time.Time          `json:"started"`
+	Cost        Cost               `json:"cost"`
+}
+
+// SideReport is what was compared.
+type SideReport struct {
+	Info   database.Info `json:"info"`
+	Live   bool          `json:"live"`             // there was no snapshot: rows could move between scans
+	Reused bool          `json:"reused,omitempty"` // a fingerprint made earlier was used instead of a scan
+	Rows   int64         `json:"rows"`
+	Bytes  int64         `json:"bytes"` // of canonical values
+}
+
+// Coverage says how much was compared.
+type Coverage struct {
+	Relations   int `json:"relations"`
+	Objects     int `json:"objects"`
+	NotCompared int `json:"notCompared"` // unexpectedly
+}
+
+// Cost is what the comparison took.
+type Cost struct {
+	Seconds       float64 `json:"seconds"`
+	RowsPerSecond float64 `json:"rowsPerSecond"` // of all scans of both sides
+	RowsScanned   int64   `json:"rowsScanned"`
+	SpillBytes    int64   `json:"spillBytes"`
+}
+
+// TableReport is what was found in one table.
+type TableReport struct {
+	Name          database.Name `json:"name"`
+	Verdict       Verdict       `json:"verdict"`
+	Key           []string      `json:"key,omitempty"`
+	Note          string        `json:"note,omitempty"`
+	SourceRows    int64         `json:"sourceRows"`
+	TargetRows    int64         `json:"targetRows"`
+	SourceRoot    string        `json:"sourceRoot"`
+	TargetRoot    string        `json:"targetRoot"`
+	Passes        int           `json:"passes"`
+	Missing       int64         `json:"missing"`
+	Extra         int64         `json:"extra"`
+	Changed       int64         `json:"changed"`
+	Duplicate     int64         `json:"duplicate"`
+	KeyChanged    int64         `json:"keyChanged"`
+	KeyRespelled  int64         `json:"keyRespelled"`
+	NotClassified int64         `json:"notClassified,omitempty"`
+	AtLeast       bool          `json:"atLeast,omitempty"` // NotClassified counts buckets, there may be more rows
+	Columns       []string      `json:"columns,omitempty"` // columns whose sums differ
+	Classes       []ClassReport `json:"classes,omitempty"`
+}
+
+// Differences is how many rows differ.
+func (t *TableReport) Differences() int64 {
+	return t.Missing + t.Extra + t.Changed + t.Duplicate + t.KeyChanged + t.KeyRespelled
+}
+
+// ClassReport counts one class in one column; Column is "" for the classes of whole rows, and for a document's own order.
+type ClassReport struct {
+	Class    string    `json:"class"`
+	Column   string    `json:"column,omitempty"`
+	Count    int64     `json:"count"`
+	Pattern  *Pattern  `json:"pattern,omitempty"`
+	Examples []Example `json:"examples"`
+}
+
+// Pattern is what the numbers of a class have in common: the least and the largest of new - old. It is constant where
+// they are equal, which is what systematic damage looks like.
+type Pattern struct {
+	Constant bool   `json:"constant"`
+	Min      string `json:"min"`
+	Max      string `json:"max"`
+	Text     string `json:"text"` // "+1h0m0s", "+3"
+}
+
+// Example is one differing row. The examples of a class are those with the smallest keys.
+type Example struct {
+	Key          string  `json:"key,omitempty"`
+	NewKey       string  `json:"newKey,omitempty"` // where the key itself changed
+	Old          *Value  `json:"old,omitempty"`
+	New          *Value  `json:"new,omitempty"`
+	Row          []Value `json:"row,omitempty"` // of a row that one side lacks
+	SourceCopies int     `json:"sourceCopies,omitempty"`
+	TargetCopies int     `json:"targetCopies,omitempty"`
+
+	order []byte
+}
+
+// Value is a value as people read it. Long ones are cut around the place where they differ.
+type Value struct {
+	Path string `json:"path,omitempty"`
+	Type string `json:"type,omitempty"`
+	Text string `json:"text"`
+}
+
+// Difference is one line of Options.Differences.
+type Difference struct {
+	Relation     database.Name `json:"relation"`
+	Class        string        `json:"class"` // missing, extra, changed, duplicate, key changed, key respelled
+	Key          string        `json:"key,omitempty"`
+	NewKey       string        `json:"newKey,omitempty"`
+	Changes      []FieldChange `json:"changes,omitempty"`
+	Row          []Value       `json:"row,omitempty"`
+	SourceCopies int           `json:"sourceCopies,omitempty"`
+	TargetCopies int           `json:"targetCopies,omitempty"`
+}
+
+// FieldChange is one differing value of a changed row.
+type FieldChange struct {
+	Path  string `json:"path"`
+	Class string `json:"class"`
+	Old   *Value `json:"old,omitempty"`
+	New   *Value `json:"new,omitempty"`
+}
+
+// classChanged is the class of a changed row in Difference; in a report its columns have classes.
+const classChanged = "changed"
