@@ -229,6 +229,7 @@ func (c *comparison) finish(err error) {
 	}
 	different := 0
 	for i := range r.Tables {
+		r.Cost.Passes = max(r.Cost.Passes, r.Tables[i].Passes)
 		if r.Tables[i].Verdict == Different {
 			different++
 		}
