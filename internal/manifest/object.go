@@ -1,7 +1,12 @@
 // Package manifest loads, renders and orders Kubernetes objects.
 package manifest
 
-import "k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+import (
+	stdjson "encoding/json"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/json"
+)
 
 // Object is one Kubernetes object and where it was read.
 type Object struct {
@@ -27,4 +32,25 @@ func (r Ref) String() string {
 // Ref returns the object's name.
 func (o Object) Ref() Ref {
 	return Ref{Kind: o.GetKind(), Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
+// wire is an object with its origin, as it is kept and sent.
+type wire struct {
+	Origin string         `json:"origin,omitempty"`
+	Object map[string]any `json:"object"`
+}
+
+// MarshalJSON keeps the origin, which the object alone would lose.
+func (o Object) MarshalJSON() ([]byte, error) {
+	return stdjson.Marshal(wire{Origin: o.Origin, Object: o.Object})
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote. Whole numbers stay whole, as the Kubernetes libraries expect them.
+func (o *Object) UnmarshalJSON(body []byte) error {
+	var w wire
+	if err := json.Unmarshal(body, &w); err != nil {
+		return err
+	}
+	o.Origin, o.Object = w.Origin, w.Object
+	return nil
 }

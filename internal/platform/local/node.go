@@ -1,0 +1,258 @@
+// Package local runs Kubernetes manifests as processes on this machine: the embedded default.
+//
+// A long-lived node, a process of its own, owns the pods' processes, the listeners of the Services, their counters and the
+// log files. Sluice's engine only tells it the desired state, over a unix socket, so that an engine that is killed costs
+// no request. Where the node itself dies its successor adopts the processes by the marks in their environment; what a
+// process that ended meanwhile returned is recorded as unknown.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+)
+
+// node is the process that owns everything that runs.
+type node struct {
+	dir      string
+	log      *slog.Logger
+	counters *counters
+	ctx      context.Context // the pods' and listeners'
+	stop     context.CancelFunc
+	dirty    chan struct{}
+	metrics  string // URL
+
+	wg       sync.WaitGroup
+	mu       sync.Mutex
+	changed  *sync.Cond
+	version  int
+	state    *state
+	pods     map[string]*pod
+	services map[string]*service
+	attempts map[string]int
+	exposed  map[string]net.Listener
+}
+
+func socket(dir string) string { return filepath.Join(dir, "node.sock") }
+
+// RunNode is the node. It returns when Shutdown has ended every process, or when ctx ends or the node is terminated: then
+// the pods go on, for a successor to adopt.
+func RunNode(ctx context.Context, dir string, log *slog.Logger) error {
+	ctx, cancel := untilTold(ctx)
+	defer cancel()
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	n := &node{dir: dir, log: log, counters: newCounters(), dirty: make(chan struct{}, 1), pods: map[string]*pod{}, services: map[string]*service{},
+		attempts: map[string]int{}, exposed: map[string]net.Listener{}}
+	n.changed = sync.NewCond(&n.mu)
+	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if n.state, err = loadState(dir); err != nil {
+		return err
+	}
+	if err := n.serveMetrics(ctx); err != nil {
+		return err
+	}
+	if err := n.adopt(); err != nil {
+		return err
+	}
+	return n.serve(ctx)
+}
+
+// lock makes sure that one node owns a directory. The lock ends with the process.
+func lock(dir string) (func(), error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the node's directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "node.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fault.Newf(fault.Conflict, "another node owns %s", dir)
+	}
+	return func() { f.Close() }, nil
+}
+
+func (n *node) serveMetrics(ctx context.Context) error {
+	l, err := net.Listen("tcp", "127.0.0.1:"+n.keptPort())
+	if err != nil {
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return fmt.Errorf("listen for metrics: %w", err)
+		}
+	}
+	n.metrics = "http://" + l.Addr().String() + "/metrics"
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	if err := os.WriteFile(filepath.Join(n.dir, "metrics.port"), []byte(port), 0o600); err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", n.counters.handler())
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
+	context.AfterFunc(ctx, func() { srv.Close() })
+	go func() { _ = srv.Serve(l) }()
+	return nil
+}
+
+// keptPort is the port of the node before, so that whoever scrapes it need not be told anew.
+func (n *node) keptPort() string {
+	b, err := os.ReadFile(filepath.Join(n.dir, "metrics.port"))
+	if err != nil {
+		return "0"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// adopt takes over what an earlier node started: wanted pods go on, others end.
+func (n *node) adopt() error {
+	all, err := marked(n.dir)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for k, r := range n.state.Objects {
+		if r.Object.GetKind() == "Service" {
+			if err := n.listen(k, r.Object); err != nil {
+				n.log.Error("a Service is not back", "error", err)
+			}
+		}
+	}
+	wanted := map[string]want{}
+	for k, r := range n.state.Objects {
+		for _, w := range n.wants(k, r) {
+			wanted[w.name] = w
+		}
+	}
+	for _, f := range all {
+		p, err := adopt(f.pid)
+		if err != nil {
+			continue
+		}
+		w, ok := wanted[f.pod]
+		if _, twice := n.pods[f.pod]; ok && w.hash == f.hash && !twice {
+			n.log.Info("pod adopted", "pod", f.pod, "pid", f.pid)
+			n.launch(w, p)
+			continue
+		}
+		n.log.Info("a process that is no longer wanted is ended", "pod", f.pod, "pid", f.pid)
+		go p.stop(syscall.SIGTERM, 10*time.Second)
+	}
+	for k, e := range n.state.Exposed {
+		n.expose(k, e)
+	}
+	n.kick()
+	return nil
+}
+
+// kick asks for a reconciliation. It never blocks.
+func (n *node) kick() {
+	select {
+	case n.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// serve answers on the socket and reconciles until told to stop.
+func (n *node) serve(ctx context.Context) error {
+	_ = os.Remove(socket(n.dir)) // the lock is ours, so whoever made it is gone
+	l, err := net.Listen("unix", socket(n.dir))
+	if err != nil {
+		return fault.WithRemedy(fmt.Errorf("listen on the node's socket: %w", err), "the path of a unix socket may have 107 bytes; choose a shorter directory")
+	}
+	if err := os.Chmod(socket(n.dir), 0o600); err != nil {
+		return err
+	}
+	ctx, done := context.WithCancel(ctx)
+	defer done()
+	srv := &http.Server{Handler: n.api(done), ReadHeaderTimeout: time.Minute}
+	go func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			n.log.Error("the node no longer answers", "error", err)
+			done()
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return srv.Close()
+		case <-n.dirty:
+			n.mu.Lock()
+			n.reconcile()
+			n.mu.Unlock()
+		}
+	}
+}
+
+// shutdown ends every process.
+func (n *node) shutdown() {
+	n.stop()
+	n.wg.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, s := range n.services {
+		s.stop()
+	}
+	for _, l := range n.exposed {
+		l.Close()
+	}
+}
+
+// listen makes a Service listen, anew where its ports have changed.
+func (n *node) listen(k string, o manifest.Object) error {
+	ports := servicePorts(o)
+	if s, ok := n.services[k]; ok {
+		if fmt.Sprint(s.ports) == fmt.Sprint(ports) {
+			return nil
+		}
+		s.stop()
+		delete(n.services, k)
+	}
+	s, err := newService(o, n.state.address(n.dir, k), n.counters, n.log)
+	if err != nil {
+		return err
+	}
+	n.services[k] = s
+	return nil
+}
+
+// expose gives a Service an address until its time is over.
+func (n *node) expose(k string, e exposed) {
+	left := time.Until(e.Until)
+	s, ok := n.services[key(e.Service)]
+	if left <= 0 || !ok || len(s.ports) == 0 {
+		delete(n.state.Exposed, k)
+		return
+	}
+	l, err := net.Listen("tcp", e.Address)
+	if err != nil {
+		n.log.Error("an exposed Service is not back", "service", e.Service.String(), "error", err)
+		return
+	}
+	n.exposed[k] = l
+	go s.serve(l, s.ports[0])
+	time.AfterFunc(left, func() {
+		l.Close()
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.state.Exposed, k)
+		delete(n.exposed, k)
+	})
+}
