@@ -117,8 +117,9 @@ func FuzzRead(f *testing.F) {
 		TextOf(b)
 		Number(b)
 		if head, elements, ok := Elements(b); ok {
+			head = bytes.Clone(head)
 			for _, e := range elements {
-				head = AppendElement(append([]byte(nil), head...), e)
+				head = AppendElement(head, e)
 			}
 			if len(head) > len(b) {
 				t.Errorf("%x put together is longer: %x", b, head)

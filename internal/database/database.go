@@ -205,7 +205,7 @@ type Range struct {
 	Part     any // the engine's own
 }
 
-// View reads rows.
+// View reads rows. Scans and fetches may run at the same time, each called from a goroutine of its own.
 type View interface {
 	// Live reports that there is no snapshot: rows may move between scans.
 	Live() bool

@@ -245,10 +245,10 @@ func (c *comparison) finish(err error) {
 		}
 	case len(c.doubts) > 0:
 		r.Verdict, r.Reason = Unknown, strings.Join(c.doubts, "; ")
-	case len(r.Tables) == 0 || r.Source.Rows+r.Target.Rows == 0:
-		r.Verdict, r.Reason = Unknown, "there is nothing to compare: neither side has a row; check the names of the databases"
 	case len(uncovered) > 0:
 		r.Verdict, r.Reason = Unknown, "not everything could be compared, and the contract does not name it: "+firstFew(uncovered)
+	case len(r.Tables) == 0 || r.Source.Rows+r.Target.Rows == 0:
+		r.Verdict, r.Reason = Unknown, "there is nothing to compare: neither side has a row; check the names of the databases"
 	default:
 		r.Verdict = Equal
 	}

@@ -77,6 +77,9 @@ func (p *pass) scanRange(ctx context.Context, r database.Range, take rowFunc) (r
 		}
 		if rows++; rows%meterStep == 0 {
 			p.meter.add(meterStep)
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 		}
 		return take(h, key, hash, seen)
 	})
