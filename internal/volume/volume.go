@@ -75,7 +75,7 @@ type CopyInfo struct {
 	Owner     string    `json:"owner"` // delivery
 	Dirs      []string  `json:"dirs,omitempty"`
 	Sources   []Source  `json:"sources"`
-	Place     *Place    `json:"place,omitempty"`
+	Places    []Place   `json:"places,omitempty"` // the claims that the clone was made for, parallel to Dirs
 	Parent    string    `json:"parent,omitempty"`
 	Method    Method    `json:"method"`
 	Atomic    Atomicity `json:"atomic"`
