@@ -36,9 +36,10 @@ type Options struct {
 	Passes         int // stop after 1 or 2 scans a side; 3 where 0
 	SourceDigest   *Digest
 	TargetDigest   *Digest
-	Differences    io.Writer      // gets every differing row as NDJSON
-	Progress       func(Progress) // is told every 250 ms and at the begin of each pass
-	Settle         time.Duration  // between two readings of a key of a live view; 250 ms where 0
+	Differences    io.Writer                 // gets every differing row as NDJSON, to read
+	Rows           func(RowDifference) error // gets every differing row as it is, to replay
+	Progress       func(Progress)            // is told every 250 ms and at the begin of each pass
+	Settle         time.Duration             // between two readings of a key of a live view; 250 ms where 0
 }
 
 // comparison is one run of Compare.

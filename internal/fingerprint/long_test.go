@@ -136,7 +136,7 @@ func TestMillionsOfRows(t *testing.T) {
 	a, b := marshal(t, reports[0]), marshal(t, reports[1])
 	if a != b {
 		i := firstDifference(a, b)
-		t.Errorf("64 cells and %d give different reports:\n%s\n%s", DefaultCells, clip(a, i), clip(b, i))
+		t.Errorf("64 cells and %d give different reports:\n%s\n%s", DefaultCells, clip(a, i, shownText), clip(b, i, shownText))
 	}
 }
 

@@ -29,6 +29,7 @@ type recorder struct {
 	views   [2]database.View
 	r       *TableReport
 	out     *json.Encoder
+	rows    func(RowDifference) error
 	classes map[classKey]*classState
 	changes []change
 }
@@ -42,8 +43,8 @@ type classState struct {
 	instant  bool
 }
 
-func newRecorder(t *Table, views [2]database.View, r *TableReport, out *json.Encoder) *recorder {
-	return &recorder{t: t, views: views, r: r, out: out, classes: map[classKey]*classState{}}
+func newRecorder(t *Table, views [2]database.View, r *TableReport, out *json.Encoder, rows func(RowDifference) error) *recorder {
+	return &recorder{t: t, views: views, r: r, out: out, rows: rows, classes: map[classKey]*classState{}}
 }
 
 func (c *recorder) class(class, column string) *classState {
@@ -146,10 +147,10 @@ func (c *recorder) keyText(r database.Row, fields []database.Field) string {
 }
 
 // rowValues shows all of a row.
-func rowValues(fields []database.Field) []Value {
+func rowValues(fields []database.Field, limit int) []Value {
 	out := make([]Value, 0, len(fields))
 	for _, f := range fields {
-		out = append(out, Value{Path: f.Path, Type: f.Type, Text: clip(f.Text, 0)})
+		out = append(out, Value{Path: f.Path, Type: f.Type, Text: clip(f.Text, 0, limit)})
 	}
 	return out
 }
@@ -166,15 +167,22 @@ func (c *recorder) oneSided(class string, role Role, r database.Row, count int64
 	}
 	s, order := c.class(class, ""), c.order(r)
 	s.report.Count += count
-	if !s.wants(order) && c.out == nil {
-		return nil
+	raw := RowDifference{Class: class, Count: count, Old: &r}
+	if role == Target {
+		raw.Old, raw.New = nil, &r
+	}
+	if err := c.tell(raw); err != nil || !s.wants(order) && c.out == nil {
+		return err
 	}
 	fields := c.fields(role, r)
-	e := Example{Key: c.keyText(r, fields), Row: rowValues(fields), SourceCopies: copies[Source], TargetCopies: copies[Target]}
+	key := c.keyText(r, fields)
 	if s.wants(order) {
-		s.keep(e, order)
+		s.keep(Example{Key: key, Row: rowValues(fields, shownText), SourceCopies: copies[Source], TargetCopies: copies[Target]}, order)
 	}
-	return c.write(Difference{Class: class, Key: e.Key, Row: e.Row, SourceCopies: e.SourceCopies, TargetCopies: e.TargetCopies})
+	if c.out == nil {
+		return nil
+	}
+	return c.write(Difference{Class: class, Key: key, Row: rowValues(fields, streamedText), SourceCopies: copies[Source], TargetCopies: copies[Target]})
 }
 
 // keyChanged records a row of which the key changed.
@@ -187,8 +195,8 @@ func (c *recorder) keyChanged(class string, old, new database.Row) error {
 	s, order := c.class(class, ""), c.order(old)
 	s.report.Count++
 	c.keyDelta(s, old.Key, new.Key)
-	if !s.wants(order) && c.out == nil {
-		return nil
+	if err := c.tell(RowDifference{Class: class, Count: 1, Old: &old, New: &new}); err != nil || !s.wants(order) && c.out == nil {
+		return err
 	}
 	d := Difference{Class: class, Key: c.keyText(old, c.fields(Source, old)), NewKey: c.keyText(new, c.fields(Target, new))}
 	if s.wants(order) {
@@ -228,8 +236,11 @@ func (c *recorder) changed(old, new database.Row) error {
 	} else {
 		c.changes = columnChanges(c.t, old, new, c.changes[:0])
 	}
+	if err := c.tell(RowDifference{Class: ClassChanged, Count: 1, Old: &old, New: &new}); err != nil {
+		return err
+	}
 	order := c.order(old)
-	d := Difference{Class: classChanged}
+	d := Difference{Class: ClassChanged}
 	for _, ch := range c.changes {
 		s := c.class(ch.class, ch.path)
 		s.report.Count++
@@ -240,11 +251,14 @@ func (c *recorder) changed(old, new database.Row) error {
 			continue
 		}
 		shown()
-		a, b := c.values(ch, fields)
 		d.Key = c.keyText(old, fields[Source])
-		d.Changes = append(d.Changes, FieldChange{Path: ch.path, Class: ch.class, Old: a, New: b})
 		if s.wants(order) {
+			a, b := c.values(ch, fields, shownText)
 			s.keep(Example{Key: d.Key, Old: a, New: b}, order)
+		}
+		if c.out != nil {
+			a, b := c.values(ch, fields, streamedText)
+			d.Changes = append(d.Changes, FieldChange{Path: ch.path, Class: ch.class, Old: a, New: b})
 		}
 	}
 	return c.write(d)
@@ -263,7 +277,7 @@ func (c *recorder) instant(ch change, old database.Row) bool {
 }
 
 // values shows the old and the new value of a change.
-func (c *recorder) values(ch change, fields [2][]database.Field) (old, new *Value) {
+func (c *recorder) values(ch change, fields [2][]database.Field, limit int) (old, new *Value) {
 	a, b := ch.old, ch.new
 	if !c.t.document() {
 		for j := range c.t.Columns {
@@ -273,20 +287,20 @@ func (c *recorder) values(ch change, fields [2][]database.Field) (old, new *Valu
 		}
 	}
 	if a == nil && b == nil { // an order: the names, or the elements, in theirs
-		return &Value{Text: clip(inOrder(fields[Source], ch.path), 0)}, &Value{Text: clip(inOrder(fields[Target], ch.path), 0)}
+		return &Value{Text: clip(inOrder(fields[Source], ch.path), 0, limit)}, &Value{Text: clip(inOrder(fields[Target], ch.path), 0, limit)}
 	}
 	at := 0
 	if a != nil && b != nil {
 		at = firstDifference(a.Text, b.Text)
 	}
-	same := a != nil && b != nil && a.Type == b.Type && norm.NFC.String(clip(a.Text, at)) == norm.NFC.String(clip(b.Text, at))
+	same := a != nil && b != nil && a.Type == b.Type && norm.NFC.String(clip(a.Text, at, limit)) == norm.NFC.String(clip(b.Text, at, limit))
 	show := func(f *database.Field) *Value {
 		if f == nil {
 			return nil
 		}
-		v := &Value{Type: f.Type, Text: clip(f.Text, at)}
+		v := &Value{Type: f.Type, Text: clip(f.Text, at, limit)}
 		if same { // what differs must be seen: é and e with an accent look alike
-			v.Text = fmt.Sprintf("%+q", f.Text[:min(len(f.Text), shownText)])
+			v.Text = fmt.Sprintf("%+q", f.Text[:min(len(f.Text), limit)])
 		}
 		return v
 	}
@@ -313,6 +327,15 @@ func inOrder(fields []database.Field, parent string) string {
 		}
 	}
 	return strings.Join(parts, ", ")
+}
+
+// tell hands a differing row to the caller as it is.
+func (c *recorder) tell(d RowDifference) error {
+	if c.rows == nil {
+		return nil
+	}
+	d.Relation = c.t.Name
+	return c.rows(d)
 }
 
 func (c *recorder) write(d Difference) error {

@@ -134,5 +134,14 @@ type FieldChange struct {
 	New   *Value `json:"new,omitempty"`
 }
 
-// classChanged is the class of a changed row in Difference; in a report its columns have classes.
-const classChanged = "changed"
+// RowDifference is a differing row as it was read: Old of the source and New of the target, nil where the side has none.
+// Count is how many copies of it the side has more. It is valid until the callback returns.
+type RowDifference struct {
+	Relation database.Name
+	Class    string // as in Difference
+	Count    int64
+	Old, New *database.Row
+}
+
+// ClassChanged is the class of a changed row in Difference and RowDifference; in a report its columns have classes.
+const ClassChanged = "changed"

@@ -151,26 +151,27 @@ func (w *tableWork) emit(data [2][]byte, g *group, p *pairing) error {
 
 // oneSided records rows of which the other side has none left.
 func (w *tableWork) oneSided(role Role, rows []database.Row, g *group, p *pairing) error {
-	if g.copies[1-role] > 0 {
-		return w.rec.oneSided(ClassDuplicate, role, rows[0], int64(len(rows)), g.copies)
+	class, copies := ClassMissing, g.copies
+	switch {
+	case g.copies[1-role] > 0:
+		class = ClassDuplicate
+	case role == Target:
+		class = ClassExtra
 	}
-	if p.sides[role] == nil {
-		class := ClassMissing
-		if role == Target {
-			class = ClassExtra
-		}
-		if w.keyless() { // all rows of a group are one row, present so many times
-			return w.rec.oneSided(class, role, rows[0], int64(len(rows)), g.copies)
-		}
-		for _, r := range rows {
-			if err := w.rec.oneSided(class, role, r, 1, [2]int{}); err != nil {
-				return err
-			}
-		}
-		return nil
+	if w.keyless() { // all rows of a group are one row, present so many times
+		return w.rec.oneSided(class, role, rows[0], int64(len(rows)), copies)
+	}
+	if class != ClassDuplicate {
+		copies = [2]int{}
 	}
 	for _, r := range rows {
-		if err := p.add(role, g.key, r); err != nil {
+		var err error
+		if class != ClassDuplicate && p.sides[role] != nil {
+			err = p.add(role, g.key, r)
+		} else {
+			err = w.rec.oneSided(class, role, r, 1, copies)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -127,7 +127,7 @@ func (w *tableWork) tellApart(ctx context.Context, d *decoded) error {
 	case w.Passes < 2:
 		return stop(d.distinct, !d.complete, "stopped after pass 1")
 	}
-	w.rec = newRecorder(w.t, w.views, w.r, w.out)
+	w.rec = newRecorder(w.t, w.views, w.r, w.out, w.Rows)
 	want := &wanted{pairing: true}
 	var err error
 	if d.complete {

@@ -6,10 +6,15 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/sluice-cd/sluice/internal/database"
 )
 
-// shownText is how much of a value a report shows.
-const shownText = 200
+// How much of a value a report shows, and a line of NDJSON.
+const (
+	shownText    = 200
+	streamedText = 4096
+)
 
 // readable returns text that can be printed: bytes that are no UTF-8 and control characters are escaped.
 func readable(s string) string {
@@ -31,17 +36,17 @@ func firstDifference(a, b string) int {
 	return n
 }
 
-// clip cuts a long text around a place.
-func clip(s string, at int) string {
-	if len(s) <= shownText {
+// clip cuts a long text around a place, to about so many bytes.
+func clip(s string, at, limit int) string {
+	if len(s) <= limit {
 		return readable(s)
 	}
 	from := 0
-	if at > shownText/2 {
-		from = min(at-shownText/2, len(s)-shownText)
+	if at > limit/2 {
+		from = min(at-limit/2, len(s)-limit)
 	}
-	to := min(len(s), max(from, 0)+shownText)
-	for from > 0 && !utf8.RuneStart(s[from]) && at-from < shownText {
+	to := min(len(s), max(from, 0)+limit)
+	for from > 0 && !utf8.RuneStart(s[from]) && at-from < limit {
 		from--
 	}
 	for to < len(s) && !utf8.RuneStart(s[to]) {
@@ -91,7 +96,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	t.line("%s%s", strings.ToUpper(string(r.Verdict)), ifText(r.Reason, ": "))
 	t.line("")
 	for role, s := range []SideReport{r.Source, r.Target} {
-		t.line("%s: %s%s, %d rows, %s%s", Role(role), s.Info.Engine+" "+s.Info.Version, servedBy(s.Info.ServedBy), s.Rows, byteText(s.Bytes), sideNotes(s))
+		t.line("%s: %s, %d rows, %s%s", Role(role), product(s.Info), s.Rows, byteText(s.Bytes), sideNotes(s))
 	}
 	for i := range r.Tables {
 		if r.Tables[i].Verdict != Equal {
@@ -126,11 +131,19 @@ func ifText(s, before string) string {
 	return before + s
 }
 
-func servedBy(s string) string {
-	if s == "" {
-		return ""
+// product names what answered: a wire protocol is not the product whose protocol it is.
+func product(i database.Info) string {
+	name := i.Engine
+	switch name {
+	case "mongodb":
+		name = "MongoDB"
+	case "postgres":
+		name = "PostgreSQL"
 	}
-	return " (served by " + s + ")"
+	if i.ServedBy == "" {
+		return strings.TrimSpace(name + " " + i.Version)
+	}
+	return strings.TrimSpace(fmt.Sprintf("%s wire protocol, served by %s %s", name, i.ServedBy, i.Version))
 }
 
 func sideNotes(s SideReport) string {

@@ -256,7 +256,7 @@ func TestDifferencesAreStreamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		switch line.Class {
-		case classChanged:
+		case ClassChanged:
 			changed++
 			if len(line.Changes) != 1 || line.Changes[0].Path != "note" || line.Changes[0].Old.Text != "note "+line.Key || line.Changes[0].New.Text != "damaged" {
 				t.Errorf("%+v", line)
@@ -327,11 +327,11 @@ func TestReportText(t *testing.T) {
 
 func TestClip(t *testing.T) {
 	long := strings.Repeat("é", 4_000_000) + "X"
-	got := clip(long, firstDifference(long, strings.Repeat("é", 4_000_000)+"Y"))
+	got := clip(long, firstDifference(long, strings.Repeat("é", 4_000_000)+"Y"), shownText)
 	if !strings.HasSuffix(got, "éX") || len(got) > 2*shownText || !strings.HasPrefix(got, "…(") {
 		t.Errorf("clip gave %d bytes: %.80s … %s", len(got), got, got[len(got)-10:])
 	}
-	if got := clip("a\x00\xff", 0); got != `a\x00\xff` {
+	if got := clip("a\x00\xff", 0, shownText); got != `a\x00\xff` {
 		t.Errorf("unreadable text became %q", got)
 	}
 }
