@@ -37,12 +37,16 @@ func set(i, column int, v []byte) func([][][]byte) [][][]byte {
 
 // single is a table of one value column, of which every value becomes another.
 func single(name string, family database.Family, old, new []byte, want ...string) damage {
-	rows := make([][][]byte, 100)
+	n := 100
+	if len(old) > 1<<20 {
+		n = 2
+	}
+	rows := make([][][]byte, n)
 	for i := range rows {
 		rows[i] = [][]byte{integer(int64(i)), old}
 	}
 	return damage{name: name, rows: rows, key: []string{"id"}, want: want,
-		columns: []database.Column{{Name: "id", Family: database.Integer}, {Name: "v", Family: family}}, plant: set(7, 1, new)}
+		columns: []database.Column{{Name: "id", Family: database.Integer}, {Name: "v", Family: family}}, plant: set(1, 1, new)}
 }
 
 func array(lower int32, values ...[]byte) []byte {
@@ -68,7 +72,7 @@ func rowDamages() []damage {
 			return r
 		}},
 		{name: "2 values of two rows swapped", want: []string{"value/email=2"}, plant: func(r [][][]byte) [][][]byte {
-			r[10][1], r[20][1] = r[20][1], r[10][1]
+			r[16][1], r[24][1] = r[24][1], r[16][1]
 			return r
 		}},
 		{name: "3 two columns of one row swapped", want: []string{"value/email=1", "value/note=1"}, plant: func(r [][][]byte) [][][]byte {
