@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -166,16 +167,25 @@ func ReadDigest(r io.Reader) (*Digest, error) {
 	return &d, nil
 }
 
-// Same tells whether two digests of one plan and seed have the same content, and which tables differ. It needs no
-// database: a restored checkpoint is compared with the fingerprint recorded when it was made.
-func (d *Digest) Same(o *Digest) (different []database.Name, err error) {
-	if d.Plan != o.Plan || d.Seed != o.Seed || len(d.Tables) != len(o.Tables) {
-		return nil, fault.Newf(fault.Conflict, "the fingerprints were made under different plans or seeds and cannot be compared")
+// Differing names the tables that two digests of one seed do not have alike, among them those that only one of them has.
+// It needs no database: what a restored or rehearsed database holds is compared with what was recorded before. Digests
+// of different seeds have no table alike.
+func (d *Digest) Differing(o *Digest) []string {
+	others := map[database.Name]TableDigest{}
+	for _, t := range o.Tables {
+		others[t.Name] = t
 	}
-	for i, t := range d.Tables {
-		if u := o.Tables[i]; t.Name != u.Name || t.Root != u.Root || t.Rows != u.Rows {
-			different = append(different, t.Name)
+	var out []string
+	for _, t := range d.Tables {
+		u, ok := others[t.Name]
+		delete(others, t.Name)
+		if !ok || t.Root != u.Root || t.Rows != u.Rows || d.Seed != o.Seed {
+			out = append(out, t.Name.String())
 		}
 	}
-	return different, nil
+	for n := range others {
+		out = append(out, n.String())
+	}
+	slices.Sort(out)
+	return out
 }
