@@ -1,0 +1,166 @@
+// Package cli is the commands of the program sluice: what people and CI jobs type and read.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+)
+
+// The exit codes that CI can use.
+const (
+	exitOK        = 0
+	exitFailure   = 1 // refused, failed, different
+	exitUnable    = 2 // wrong usage, or it could not be told
+	exitRunning   = 3 // another delivery of the application is running
+	exitInterrupt = 130
+)
+
+// exit is an error that ends the program with a code. A nil err has been shown already.
+type exit struct {
+	code int
+	err  error
+}
+
+func (e *exit) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exit) Unwrap() error { return e.err }
+
+// app is what the commands share.
+type app struct {
+	in     io.Reader
+	out    io.Writer
+	errs   io.Writer
+	config string // --config
+	data   string // --data
+	output string // -o
+}
+
+// Main runs one command and returns its exit code.
+func Main(args []string, in io.Reader, out, errs io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := New(in, out, errs)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	e, ok := errors.AsType[*exit](err)
+	if ok && e.err == nil {
+		return e.code
+	}
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		fmt.Fprintln(errs, "interrupted")
+		return exitInterrupt
+	}
+	fmt.Fprintln(errs, "error:", err)
+	if ok {
+		return e.code
+	}
+	return exitFailure
+}
+
+// New returns the root command.
+func New(in io.Reader, out, errs io.Writer) *cobra.Command {
+	a := &app{in: in, out: out, errs: errs}
+	root := &cobra.Command{
+		Use:   "sluice",
+		Short: "Continuous delivery for applications that have data",
+		Long: `Sluice rehearses a change on a copy of production's data, proves that the data came through, and only then opens the gate
+to production, where live metrics decide whether the change stays. If it must go back, app and data go back together.
+
+Start with: sluice demo`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errs)
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return &exit{code: exitUnable, err: fault.WithRemedy(err, "%s --help lists the flags", c.CommandPath())}
+	})
+	root.PersistentFlags().StringVar(&a.config, "config", "", "configuration `file` (default $SLUICE_CONFIG, ./sluice.yaml, then the user's folder)")
+	root.PersistentFlags().StringVar(&a.data, "data", "", "`directory` where deliveries are kept (default $SLUICE_DATA, then the user's folder)")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "`format`: text, json or yaml")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		switch a.output {
+		case "text", "json", "yaml":
+			return nil
+		}
+		return &exit{code: exitUnable, err: fmt.Errorf("output format %q is not one of text, json, yaml", a.output)}
+	}
+	root.AddCommand(a.validate(), a.schema(), a.planCommand(), a.deploy(), a.dataCommand(), a.server(), a.localNode(), a.demo(),
+		a.version(), quiesceHelper())
+	return root
+}
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
+		v := map[string]string{"version": "devel"}
+		if i, ok := debug.ReadBuildInfo(); ok {
+			if i.Main.Version != "" {
+				v["version"] = i.Main.Version
+			}
+			v["go"] = i.GoVersion
+		}
+		return a.show(v, func(w io.Writer) error {
+			_, err := fmt.Fprintln(w, "sluice", v["version"])
+			return err
+		})
+	}}
+}
+
+// show writes a value as the output format asks: text by the function, else the value.
+func (a *app) show(v any, text func(io.Writer) error) error {
+	switch a.output {
+	case "json":
+		e := json.NewEncoder(a.out)
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	case "yaml":
+		// By way of JSON, so that both formats name the fields alike.
+		body, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		y, err := yaml.JSONToYAML(body)
+		if err != nil {
+			return err
+		}
+		_, err = a.out.Write(y)
+		return err
+	default:
+		return text(a.out)
+	}
+}
+
+// terminal returns the width of the terminal behind the output, 0 where it is none.
+func (a *app) terminal() int {
+	f, ok := a.out.(*os.File)
+	if !ok || os.Getenv("CI") != "" || os.Getenv("TERM") == "dumb" {
+		return 0
+	}
+	w, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return w
+}

@@ -1,0 +1,360 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/server"
+	"github.com/sluice-cd/sluice/internal/store"
+)
+
+func (a *app) deploy() *cobra.Command {
+	c := &cobra.Command{Use: "deploy", Short: "Start deliveries and decide what becomes of them"}
+	c.AddCommand(a.start(), a.redeploy(), a.status(), a.watch(), a.logs(), a.list())
+	c.AddCommand(
+		a.decide("approve ID [STEP]", "Approve a step that waits for approval", delivery.Approve, stepArg),
+		a.decide("reject ID [STEP]", "Reject a step that waits for approval", delivery.Reject, stepArg),
+		a.decide("pause ID", "Start no further steps", delivery.Pause, noArg),
+		a.decide("resume ID", "Go on after a pause", delivery.Resume, noArg),
+		a.decide("cancel ID", "End a delivery; targets under way go back", delivery.CancelAll, noArg),
+		a.decide("rollback ID [TARGET]", "Take a target back to the version before", delivery.Rollback, targetArg),
+		a.decide("promote ID [TARGET]", "Skip what is left of a canary and promote it", delivery.Promote, targetArg),
+		a.decide("retry ID", "Try a failed undo again", delivery.Retry, noArg),
+		a.acknowledge(),
+	)
+	return c
+}
+
+// dataDir is where deliveries are kept.
+func (a *app) dataDir() (string, error) {
+	if a.data != "" {
+		return filepath.Abs(a.data)
+	}
+	if d := os.Getenv("SLUICE_DATA"); d != "" {
+		return filepath.Abs(d)
+	}
+	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
+		return filepath.Join(d, "sluice"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fault.WithRemedy(err, "give --data DIR")
+	}
+	return filepath.Join(home, ".local", "share", "sluice"), nil
+}
+
+// connect returns the server of the data directory, started if none answers.
+func (a *app) connect(ctx context.Context) (*server.Client, error) {
+	dir, err := a.dataDir()
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	command := []string{self, "server", "--data", dir}
+	if a.config != "" {
+		path, err := filepath.Abs(a.config)
+		if err != nil {
+			return nil, err
+		}
+		command = append(command, "--config", path)
+	}
+	return server.EnsureRunning(ctx, dir, command)
+}
+
+// startFlags are the flags of deploy start and of plan.
+type startFlags struct {
+	file        string
+	application string
+	targets     []string
+	context     map[string]string
+	account     string
+	watch       bool
+	timeout     time.Duration
+}
+
+func (f *startFlags) bind(c *cobra.Command) {
+	c.Flags().StringVarP(&f.file, "file", "f", "", "deploy `file`")
+	c.Flags().StringVarP(&f.application, "application", "n", "", "application `name`, in place of the file's")
+	c.Flags().StringSliceVarP(&f.targets, "target-filters", "t", nil, "deploy only these `targets`")
+	c.Flags().StringSliceVar(&f.targets, "targetFilters", nil, "as --target-filters")
+	c.Flags().StringToStringVar(&f.context, "add-context", nil, "`key=value` pairs for context.*, stronger than the file's")
+	c.Flags().StringVar(&f.account, "account", "", "`account` in place of every target's")
+	_ = c.Flags().MarkHidden("targetFilters")
+}
+
+func newID() string {
+	b := make([]byte, 8)
+	// rand.Read never returns an error and always fills the slice.
+	_, _ = rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+func (a *app) start() *cobra.Command {
+	var f startFlags
+	c := &cobra.Command{
+		Use:   "start -f FILE",
+		Short: "Start a delivery",
+		Long: `Start reads the deploy file and its manifests, makes the plan, and hands it to the server, which is started if none runs.
+
+Exit code: 0 started (with --watch: Succeeded), 1 anything failed, 3 a delivery of the application is running.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if f.file == "" {
+				return &exit{exitUnable, errors.New("give the deploy file with -f FILE")}
+			}
+			spec, err := a.compile(c.Context(), f, newID())
+			if err != nil {
+				return err
+			}
+			return a.begin(c.Context(), spec, f)
+		},
+	}
+	f.bind(c)
+	c.Flags().BoolVarP(&f.watch, "watch", "w", false, "watch until it has ended")
+	c.Flags().DurationVar(&f.timeout, "timeout", 0, "with --watch: give up watching after this `time`; the delivery goes on")
+	return c
+}
+
+func (a *app) begin(ctx context.Context, spec delivery.Spec, f startFlags) error {
+	client, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if err := client.Start(ctx, spec); err != nil {
+		if running, ok := errors.AsType[*store.ErrRunning](err); ok {
+			return &exit{exitRunning, fault.WithRemedy(err, "sluice deploy watch %s shows it", running.ID)}
+		}
+		return err
+	}
+	if !f.watch {
+		return a.show(map[string]string{"deploymentId": spec.ID}, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "[%s] Deployment ID: %s\n[%s] Watch it: sluice deploy watch %s\n", stamp(), spec.ID, stamp(), spec.ID)
+			return err
+		})
+	}
+	if a.output == "text" {
+		fmt.Fprintf(a.out, "[%s] Deployment ID: %s\n", stamp(), spec.ID)
+	}
+	if f.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.timeout)
+		defer cancel()
+	}
+	return a.follow(ctx, client, spec.ID)
+}
+
+func stamp() string { return time.Now().UTC().Format(time.RFC3339) }
+
+func (a *app) redeploy() *cobra.Command {
+	var f startFlags
+	c := &cobra.Command{Use: "redeploy ID", Short: "Run a delivery once more as it was", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		client, err := a.connect(c.Context())
+		if err != nil {
+			return err
+		}
+		d, err := client.Get(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		spec := d.Spec
+		spec.ID, spec.CreatedAt = newID(), time.Now().UTC()
+		return a.begin(c.Context(), spec, f)
+	}}
+	c.Flags().BoolVarP(&f.watch, "watch", "w", false, "watch until it has ended")
+	return c
+}
+
+func (a *app) status() *cobra.Command {
+	return &cobra.Command{Use: "status ID", Short: "Show how a delivery is doing", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		client, err := a.connect(c.Context())
+		if err != nil {
+			return err
+		}
+		d, err := client.Get(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return a.show(statusOf(d), func(w io.Writer) error { return writeStatus(w, d) })
+	}}
+}
+
+func (a *app) watch() *cobra.Command {
+	return &cobra.Command{Use: "watch ID", Short: "Watch a delivery until it has ended", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		client, err := a.connect(c.Context())
+		if err != nil {
+			return err
+		}
+		return a.follow(c.Context(), client, args[0])
+	}}
+}
+
+func (a *app) list() *cobra.Command {
+	return &cobra.Command{Use: "list", Short: "List deliveries, newest first", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		client, err := a.connect(c.Context())
+		if err != nil {
+			return err
+		}
+		all, err := client.List(c.Context())
+		if err != nil {
+			return err
+		}
+		out := []status{}
+		for _, d := range all {
+			out = append(out, statusOf(d))
+		}
+		return a.show(out, func(w io.Writer) error {
+			fmt.Fprintf(w, "%-18s %-20s %-18s %-20s\n", "ID", "APPLICATION", "STATUS", "STARTED")
+			for _, s := range out {
+				fmt.Fprintf(w, "%-18s %-20s %-18s %-20s\n", s.ID, s.Application, s.Status, s.Started.Format(time.DateTime))
+			}
+			return nil
+		})
+	}}
+}
+
+// What the second argument of a decision names.
+const (
+	noArg = iota
+	stepArg
+	targetArg
+)
+
+// decide makes a command that sends one signal. Where the second argument is left out and only one step or target can be
+// meant, that one is.
+func (a *app) decide(use, short, kind string, second int) *cobra.Command {
+	most := 2
+	if second == noArg {
+		most = 1
+	}
+	return &cobra.Command{Use: use, Short: short, Args: cobra.RangeArgs(1, most), RunE: func(c *cobra.Command, args []string) error {
+		client, err := a.connect(c.Context())
+		if err != nil {
+			return err
+		}
+		path := ""
+		if len(args) == 2 {
+			path = args[1]
+		} else if second != noArg {
+			if path, err = only(c.Context(), client, args[0], kind); err != nil {
+				return err
+			}
+		}
+		return a.send(c.Context(), client, args[0], delivery.Signal{Kind: kind, Path: path})
+	}}
+}
+
+// only returns the one step or target that a decision can mean.
+func only(ctx context.Context, client *server.Client, id, kind string) (string, error) {
+	d, err := client.Get(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	var can []string
+	if kind == delivery.Rollback || kind == delivery.Promote {
+		for _, t := range d.Spec.Graph.Targets {
+			if delivery.Check(d.Spec, d.Status, delivery.Signal{Kind: kind, Path: t.Name}) == nil {
+				can = append(can, t.Name)
+			}
+		}
+	} else {
+		for _, n := range d.Spec.Graph.Nodes {
+			if st := d.Status.Nodes[n.Path]; st.Phase == delivery.StepWaiting && (len(st.Awaits) > 0 || st.Held) {
+				can = append(can, n.Path)
+			}
+		}
+	}
+	switch len(can) {
+	case 1:
+		return can[0], nil
+	case 0:
+		return "", fault.Newf(fault.Conflict, "delivery %s has nothing to %s now", id, kind)
+	}
+	return "", fault.Newf(fault.Invalid, "several could be meant, name one: %s", strings.Join(can, ", "))
+}
+
+func (a *app) acknowledge() *cobra.Command {
+	var value, digest, step string
+	c := &cobra.Command{Use: "acknowledge ID", Short: "Accept a failed undo as it is, or the rows that a restore discards", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.connect(c.Context())
+			if err != nil {
+				return err
+			}
+			s := delivery.Signal{Kind: delivery.Acknowledge, Path: step, Data: map[string]string{}}
+			if value != "" || digest != "" {
+				s.Data["value"], s.Data["digest"] = value, digest
+				if step == "" {
+					if s.Path, err = only(c.Context(), client, args[0], delivery.Acknowledge); err != nil {
+						return err
+					}
+				}
+			}
+			return a.send(c.Context(), client, args[0], s)
+		}}
+	c.Flags().StringVar(&value, "value", "", "the `number` of rows that may be discarded")
+	c.Flags().StringVar(&digest, "digest", "", "the `digest` that was shown with the number")
+	c.Flags().StringVar(&step, "step", "", "the step's `path` where several wait")
+	return c
+}
+
+func (a *app) send(ctx context.Context, client *server.Client, id string, s delivery.Signal) error {
+	s.Key = s.Kind + "/" + s.Path
+	switch s.Kind {
+	case delivery.Pause, delivery.Resume, delivery.Retry, delivery.Acknowledge:
+		s.Key += "/" + newID() // these can be meant more than once
+	}
+	if u, err := user.Current(); err == nil {
+		s.By = u.Username
+	}
+	won, err := client.Signal(ctx, id, s)
+	if err != nil {
+		return err
+	}
+	if !won {
+		fmt.Fprintf(a.errs, "%s was decided before; the first decision stands\n", s.Key)
+	}
+	return nil
+}
+
+func (a *app) logs() *cobra.Command {
+	return &cobra.Command{Use: "logs ID", Short: "Show the journal of a delivery", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+		client, err := a.connect(c.Context())
+		if err != nil {
+			return err
+		}
+		records, err := client.Journal(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		return a.show(records, func(w io.Writer) error {
+			for _, r := range records {
+				fmt.Fprintf(w, "%s %-8s %-50s %s\n", r.At.Format(time.RFC3339), r.Kind, r.Path, brief(r.Data))
+			}
+			return nil
+		})
+	}}
+}
+
+func brief(data []byte) string {
+	s := string(data)
+	if len(s) > 160 {
+		s = s[:160] + "…"
+	}
+	return s
+}

@@ -1,0 +1,241 @@
+package step
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// applied is what steps keep that change objects: what was there before.
+type applied struct {
+	Changes []platform.Change `json:"changes,omitempty"`
+}
+
+// apply applies objects and waits until they are ready.
+type apply struct{ ports Ports }
+
+// Plan says what is applied.
+func (apply) Plan(n plan.Node) (plan.Description, error) {
+	a, err := read[plan.ApplyArgs](n.Args)
+	return plan.Description{Does: fmt.Sprintf("applies %d objects to namespace %s", len(a.Objects), a.Namespace),
+		WaitsFor: fmt.Sprintf("all are ready (at most %s)", a.Timeout), UndoneBy: "applying what was there before; what was not there is deleted, except claims"}, err
+}
+
+// options are how a step's objects are applied.
+func options(c Call, a plan.ApplyArgs) platform.Options {
+	return platform.Options{Namespace: a.Namespace, Delivery: c.Delivery, Annotate: a.Annotate, Env: a.Env}
+}
+
+// Run applies and waits.
+func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
+	a, err := read[plan.ApplyArgs](c.Args)
+	if err != nil {
+		return Outcome{}, err
+	}
+	p, err := st.ports.Platform(a.Account)
+	if err != nil {
+		return Outcome{}, err
+	}
+	changes, err := p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a))
+	if err != nil {
+		return verdict(ctx, err)
+	}
+	if err := c.Save(ctx, applied{changes}); err != nil {
+		return Outcome{}, err
+	}
+	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
+		return verdict(ctx, err)
+	}
+	return Done(delivery.Pass, fmt.Sprintf("%d objects are ready", len(a.Objects))), nil
+}
+
+// Undo puts back what was there. Applied with the same key, the platform tells what it changed even where a crash came
+// before it could be saved.
+func (st apply) Undo(ctx context.Context, c Call) (Outcome, error) {
+	a, err := read[plan.ApplyArgs](c.Args)
+	if err != nil {
+		return Outcome{}, err
+	}
+	s, err := read[applied](c.Saved)
+	if err != nil {
+		return Outcome{}, err
+	}
+	p, err := st.ports.Platform(a.Account)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := p.Revert(ctx, c.Key+"/revert", s.Changes); err != nil {
+		return Outcome{}, err
+	}
+	var back []manifest.Ref
+	for _, ch := range s.Changes {
+		if ch.PreImage != nil && ch.Ref.Kind != "Job" {
+			back = append(back, ch.Ref)
+		}
+	}
+	if err := Await(ctx, p, a.Timeout, "ready", back, Ready); err != nil {
+		return Outcome{}, fmt.Errorf("the version before does not come back: %w", err)
+	}
+	return Done(delivery.Pass, "what was there before is back"), nil
+}
+
+// startCanary brings the new version of Deployments up beside the old one.
+type startCanary struct{ ports Ports }
+
+// Plan says what starts.
+func (startCanary) Plan(n plan.Node) (plan.Description, error) {
+	a, err := read[plan.ApplyArgs](n.Args)
+	return plan.Description{Does: fmt.Sprintf("starts the new version of %d Deployment(s) in namespace %s beside the old one, without traffic", len(a.Objects), a.Namespace),
+		WaitsFor: fmt.Sprintf("it is ready (at most %s)", a.Timeout), UndoneBy: "giving all traffic to the old version and ending the new one"}, err
+}
+
+func (st startCanary) shifter(account string) (platform.Platform, platform.Shifter, error) {
+	return shifterOf(st.ports, account)
+}
+
+func shifterOf(ports Ports, account string) (platform.Platform, platform.Shifter, error) {
+	p, err := ports.Platform(account)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, ok := p.(platform.Shifter)
+	if !ok {
+		return nil, nil, fault.Newf(fault.Invalid, "the platform of account %q cannot shift traffic", account)
+	}
+	return p, s, nil
+}
+
+// Run starts and waits.
+func (st startCanary) Run(ctx context.Context, c Call) (Outcome, error) {
+	a, err := read[plan.ApplyArgs](c.Args)
+	if err != nil {
+		return Outcome{}, err
+	}
+	p, s, err := st.shifter(a.Account)
+	if err != nil {
+		return Outcome{}, err
+	}
+	changes, err := s.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a))
+	if err != nil {
+		return verdict(ctx, err)
+	}
+	if err := c.Save(ctx, applied{changes}); err != nil {
+		return Outcome{}, err
+	}
+	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
+		return verdict(ctx, err)
+	}
+	return Done(delivery.Pass, "the new version is ready"), nil
+}
+
+// Undo ends the new version. Where it was promoted already, that has been taken back before.
+func (st startCanary) Undo(ctx context.Context, c Call) (Outcome, error) {
+	a, err := read[plan.ApplyArgs](c.Args)
+	if err != nil {
+		return Outcome{}, err
+	}
+	s, err := read[applied](c.Saved)
+	if err != nil {
+		return Outcome{}, err
+	}
+	p, shift, err := st.shifter(a.Account)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := shift.Abort(ctx, c.Key+"/abort", refs(a.Objects, a.Namespace)); err != nil {
+		return Outcome{}, err
+	}
+	if err := p.Revert(ctx, c.Key+"/revert", s.Changes); err != nil {
+		return Outcome{}, err
+	}
+	var back []manifest.Ref
+	for _, ch := range s.Changes {
+		if !ch.Created {
+			back = append(back, ch.Ref)
+		}
+	}
+	if err := Await(ctx, p, a.Timeout, "ready", back, Ready); err != nil {
+		return Outcome{}, fmt.Errorf("the old version is not ready: %w", err)
+	}
+	return Done(delivery.Pass, "the old version has all traffic"), nil
+}
+
+// setWeight shifts traffic; to the whole of it for the redirection of blueGreen.
+type setWeight struct{ ports Ports }
+
+// Plan says how much.
+func (setWeight) Plan(n plan.Node) (plan.Description, error) {
+	a, err := read[plan.WeightArgs](n.Args)
+	return plan.Description{Does: fmt.Sprintf("gives the new version %d %% of the traffic", a.Weight), UndoneBy: "giving all traffic to the old version"}, err
+}
+
+// Run shifts and waits for the pods that the share needs.
+func (st setWeight) Run(ctx context.Context, c Call) (Outcome, error) {
+	a, err := read[plan.WeightArgs](c.Args)
+	if err != nil {
+		return Outcome{}, err
+	}
+	p, s, err := shifterOf(st.ports, a.Account)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := s.SetWeight(ctx, c.Key+"/weight", a.Deployments, a.Weight); err != nil {
+		return verdict(ctx, err)
+	}
+	if err := Await(ctx, p, a.Timeout, "ready", a.Deployments, Ready); err != nil {
+		return verdict(ctx, err)
+	}
+	return Done(delivery.Pass, fmt.Sprintf("the new version gets %d %%", a.Weight)), nil
+}
+
+// Undo takes all traffic from the new version.
+func (st setWeight) Undo(ctx context.Context, c Call) (Outcome, error) {
+	a, err := read[plan.WeightArgs](c.Args)
+	if err != nil {
+		return Outcome{}, err
+	}
+	_, s, err := shifterOf(st.ports, a.Account)
+	if err != nil {
+		return Outcome{}, err
+	}
+	return Done(delivery.Pass, "the old version gets all traffic"), s.SetWeight(ctx, c.Key+"/undo", a.Deployments, 0)
+}
+
+// promote makes the new version the stable one.
+type promote struct{ ports Ports }
+
+// Plan says so.
+func (promote) Plan(n plan.Node) (plan.Description, error) {
+	a, err := read[plan.WeightArgs](n.Args)
+	return plan.Description{Does: fmt.Sprintf("makes the new version of %d Deployment(s) the stable one and ends the old one", len(a.Deployments)),
+		UndoneBy: "starting the old version again"}, err
+}
+
+// Run promotes and waits until the old version is gone.
+func (st promote) Run(ctx context.Context, c Call) (Outcome, error) {
+	a, err := read[plan.WeightArgs](c.Args)
+	if err != nil {
+		return Outcome{}, err
+	}
+	p, s, err := shifterOf(st.ports, a.Account)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := s.Promote(ctx, c.Key+"/promote", a.Deployments); err != nil {
+		return verdict(ctx, err)
+	}
+	if err := Await(ctx, p, a.Timeout, "ready", a.Deployments, Ready); err != nil {
+		return verdict(ctx, err)
+	}
+	return Done(delivery.Pass, "the new version is the stable one"), nil
+}
+
+// Undo leaves it to the start of the canary, which knows what ran before.
+func (promote) Undo(context.Context, Call) (Outcome, error) {
+	return Done(delivery.Pass, "the start of the new version is taken back next"), nil
+}

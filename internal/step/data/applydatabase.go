@@ -1,0 +1,91 @@
+package data
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step"
+)
+
+// applyDatabase starts the target's database on the candidate's volumes, before anything that could write to it.
+type applyDatabase struct{ base }
+
+// applied is what applyDatabase keeps.
+type applied struct {
+	Changes []platform.Change `json:"changes"`
+}
+
+// Plan says what is started.
+func (applyDatabase) Plan(n plan.Node) (plan.Description, error) {
+	a, err := args[plan.DataArgs](n.Args)
+	if err != nil {
+		return plan.Description{}, err
+	}
+	w, _, _, err := split(a.Objects, a.Database.Workload)
+	return plan.Description{
+		Does:     fmt.Sprintf("starts %s with %s on the candidate's volumes in %s", a.Database.Workload, w.images(), a.To.Namespace),
+		WaitsFor: fmt.Sprintf("it is ready (at most %s)", a.Timeout),
+		UndoneBy: "applying what was there before",
+	}, err
+}
+
+// Run applies the workload quarantined and waits until it is ready.
+func (st applyDatabase) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
+	a, err := args[plan.DataArgs](c.Args)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	from, err := saved[copied](c.Siblings(a.CopyPath))
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if !from.Candidate {
+		return step.Outcome{}, fault.Newf(fault.Lost, "step %s left no candidate", a.CopyPath)
+	}
+	p, err := st.at(a.To.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	w, _, _, err := split(a.Objects, a.Database.Workload)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	changes, err := p.Apply(ctx, c.Key+"/apply", a.Objects, platform.Options{Namespace: a.To.Namespace, Delivery: c.Delivery,
+		Quarantine: &platform.Quarantine{Args: from.Launch.Args, Env: from.Launch.Env}})
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if err := c.Save(ctx, applied{Changes: changes}); err != nil {
+		return step.Outcome{}, err
+	}
+	c.Progress("starting %s on the candidate's volumes", w.images())
+	if err := await(ctx, p, a.Timeout, "ready", []manifest.Ref{w.ref(a.To.Namespace)}, ready); err != nil {
+		if ctx.Err() != nil {
+			return step.Outcome{}, err
+		}
+		return step.Done(delivery.Fail, "the new version does not start on a copy of production: "+err.Error()), nil
+	}
+	return step.Done(delivery.Pass, w.images()+" is ready on the candidate's volumes"), nil
+}
+
+// Undo puts back what was there before.
+func (st applyDatabase) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
+	a, err := args[plan.DataArgs](c.Args)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	s, err := saved[applied](c.Saved)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	p, err := st.at(a.To.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	return step.Done(delivery.Pass, "what ran before is back"), p.Revert(ctx, c.Key+"/revert", s.Changes)
+}

@@ -1,0 +1,316 @@
+package data
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/database"
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/volume"
+)
+
+// copyData takes one copy of the running database and makes twins of it in the target: control runs production's own
+// version in a namespace beside the target's, candidate's volumes wait under the claims that the target's workload mounts.
+//
+// The copy is recovered once, by production's own version, and stopped cleanly: both twins are clones of that base, so
+// that an undamaged pair is equal to the last bit.
+type copyData struct{ base }
+
+// copied is what copyData keeps.
+type copied struct {
+	Try       int             `json:"try"`
+	Cut       *cut            `json:"cut,omitempty"`
+	Based     bool            `json:"based,omitempty"`     // the base is recovered and stopped
+	Candidate bool            `json:"candidate,omitempty"` // its claims are bound
+	Launch    database.Launch `json:"launch"`              // how the candidate must be started
+	Site      plan.Site       `json:"site"`
+	Control   plan.Site       `json:"control"`
+}
+
+func (s copied) baseID(c string) string { return c + "/base" }
+
+// Plan says what is copied to where.
+func (copyData) Plan(n plan.Node) (plan.Description, error) {
+	a, err := args[plan.CopyArgs](n.Args)
+	return plan.Description{
+		Does: fmt.Sprintf("copies the volumes of %s (%s in %s) while its writers are held for at most %s; starts control on its own version in %s, and binds candidate's claims in %s",
+			a.Database.Name, a.Database.Workload, a.Database.Namespace, maxHold(a), a.To.Namespace+"-control", a.To.Namespace),
+		UndoneBy: "nothing: production is only read; the twins are deleted when the delivery ends",
+	}, err
+}
+
+func maxHold(a plan.CopyArgs) time.Duration {
+	if a.MaxHold == 0 {
+		return hold
+	}
+	return a.MaxHold
+}
+
+// Run copies, recovers the base and starts control.
+func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
+	a, err := args[plan.CopyArgs](c.Args)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	s, err := saved[copied](c.Saved)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	p, err := st.at(a.Database.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if a.To.Account != a.Database.Account {
+		return step.Outcome{}, fault.Newf(fault.Invalid, "database %s runs in account %q and the twins belong in %q: copies between accounts are not built yet",
+			a.Database.Name, a.Database.Account, a.To.Account)
+	}
+	live, err := st.live(ctx, p, a.Database)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	target, _, _, err := split(a.Objects, a.Database.Workload)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	s.Try++
+	s.Site, s.Control = a.To, beside(a.To, "control")
+	if err := c.Save(ctx, s); err != nil {
+		return step.Outcome{}, err
+	}
+	if s.Cut == nil {
+		if err := st.cutSource(ctx, c, p, a, live, &s); err != nil {
+			return step.Outcome{}, err
+		}
+	}
+	if err := st.recover(ctx, c, p, a, live, &s); err != nil {
+		return step.Outcome{}, err
+	}
+	if err := st.candidate(ctx, c, p, a, target, &s); err != nil {
+		return step.Outcome{}, err
+	}
+	base, err := p.find(ctx, c.Delivery, s.baseID(c.Key))
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	_, err = st.raise(ctx, c, p, a.Database, raising{namespace: s.Control.Namespace, from: base, workload: live.workload, objects: live.bundle(),
+		role: database.Control, copyID: c.Key + "/control", upKey: fmt.Sprintf("%s/control/up/%d", c.Key, s.Try), timeout: a.Timeout})
+	if err != nil {
+		return step.Outcome{}, fmt.Errorf("control: %w", err)
+	}
+	out := step.Done(delivery.Pass, fmt.Sprintf("twins of %s: %s", a.Database.Name, s.Cut))
+	out.Evidence = map[string]any{"level": s.Cut.Level, "method": s.Cut.Method, "bytes": s.Cut.Bytes, "heldMillis": s.Cut.Held.Milliseconds(),
+		"relations": len(s.Cut.Census.Relations), "version": live.images(), "notes": append(s.Cut.Notes, s.Launch.Notes...)}
+	return out, nil
+}
+
+// beside returns the site of copies with one purpose.
+func beside(at plan.Site, purpose string) plan.Site {
+	return plan.Site{Account: at.Account, Namespace: at.Namespace + "-" + purpose}
+}
+
+func (st copyData) cutSource(ctx context.Context, c step.Call, p place, a plan.CopyArgs, l live, s *copied) error {
+	for try := 1; try < s.Try; try++ {
+		if err := p.discard(ctx, c.Delivery, cutID(c.Key, try)); err != nil {
+			return err
+		}
+	}
+	k, _, err := st.take(ctx, c, p, a.Database, a.Database.Namespace, l.sources, cutID(c.Key, s.Try), a.MaxHold)
+	if err != nil {
+		return err
+	}
+	s.Cut = &k
+	c.Progress("copied: %s", k)
+	return c.Save(ctx, *s)
+}
+
+func cutID(key string, try int) string { return fmt.Sprintf("%s/cut/%d", key, try) }
+
+// recover makes the base: production's own version starts on a clone of the copy, is held against the census, and is
+// stopped cleanly.
+func (st copyData) recover(ctx context.Context, c step.Call, p place, a plan.CopyArgs, l live, s *copied) error {
+	if s.Based {
+		return nil
+	}
+	from, err := p.find(ctx, c.Delivery, s.Cut.ID)
+	if err != nil {
+		return err
+	}
+	at := beside(a.To, "base")
+	r := raising{namespace: at.Namespace, from: from, workload: l.workload, objects: l.bundle(), role: database.Control,
+		copyID: s.baseID(c.Key), upKey: fmt.Sprintf("%s/base/up/%d", c.Key, s.Try), timeout: a.Timeout}
+	if _, err := st.raise(ctx, c, p, a.Database, r); err != nil {
+		return fmt.Errorf("recover the copy: %w", err)
+	}
+	server, err := st.open(ctx, p, a.Database, at.Namespace, true)
+	if err != nil {
+		return err
+	}
+	err = covers(ctx, server, s.Cut.Census)
+	if e := server.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	if err := st.stop(ctx, c, p, at.Namespace, r.objects, fmt.Sprintf("%s/base/down/%d", c.Key, s.Try)); err != nil {
+		return err
+	}
+	s.Based = true
+	return c.Save(ctx, *s)
+}
+
+// candidate binds the claims that the target's workload mounts to a clone of the base. What ran on them is stopped
+// first, and copies that an earlier delivery left there are deleted.
+func (st copyData) candidate(ctx context.Context, c step.Call, p place, a plan.CopyArgs, target workload, s *copied) error {
+	if s.Candidate {
+		return nil
+	}
+	earlier, err := st.earlier(ctx, c, p, a, target)
+	if err != nil {
+		return err
+	}
+	if err := st.vacate(ctx, c, p, target.ref(a.To.Namespace), s.Try); err != nil {
+		return err
+	}
+	base, err := p.find(ctx, c.Delivery, s.baseID(c.Key))
+	if err != nil {
+		return err
+	}
+	if _, s.Launch, err = st.ready(ctx, c, p, a.Database, raising{namespace: a.To.Namespace, from: base, workload: target,
+		role: database.Candidate, copyID: c.Key + "/candidate"}); err != nil {
+		return err
+	}
+	s.Candidate = true
+	if err := c.Save(ctx, *s); err != nil {
+		return err
+	}
+	return p.forget(ctx, earlier)
+}
+
+// vacate stops a workload that still runs on the claims which are about to be bound anew.
+func (b base) vacate(ctx context.Context, c step.Call, p place, ref manifest.Ref, try int) error {
+	get, err := optional[platform.Getter](p, "read live objects")
+	if err != nil {
+		return err
+	}
+	if _, err := get.Get(ctx, ref); fault.Is(err, fault.NotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	f, err := optional[platform.Fencer](p, "stop a workload")
+	if err != nil {
+		return err
+	}
+	c.Progress("stopping %s, whose volumes are replaced", ref)
+	if err := f.Scale(ctx, fmt.Sprintf("%s/vacate/%d", c.Key, try), ref, 0); err != nil {
+		return err
+	}
+	return await(ctx, p, time.Minute, "stopped", []manifest.Ref{ref}, stopped)
+}
+
+// earlier returns the copies that are bound to the target's claims now. A claim that Sluice did not make is refused.
+func (st copyData) earlier(ctx context.Context, c step.Call, p place, a plan.CopyArgs, target workload) ([]volume.Copy, error) {
+	bind, err := optional[volume.Binder](p, "tell the directories behind claims")
+	if err != nil {
+		return nil, err
+	}
+	all, err := p.volumes.List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	var found []volume.Copy
+	for _, claim := range target.claims {
+		pl := volume.Place{Account: p.account, Namespace: a.To.Namespace, Claim: claim}
+		dir, err := bind.Bound(ctx, pl)
+		if fault.Is(err, fault.NotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		made := false
+		for _, k := range all {
+			for _, d := range k.Info().Dirs {
+				if d == dir {
+					made = true
+					if k.Info().Owner != c.Delivery {
+						found = append(found, k)
+					}
+				}
+			}
+		}
+		if !made && !a.Replace {
+			return nil, fault.WithRemedy(fault.Newf(fault.Denied, "claim %s of namespace %s was not made by Sluice", claim, a.To.Namespace),
+				"set `replace: true` in copyData to bind it to the copy instead; its files are kept")
+		}
+	}
+	return found, nil
+}
+
+// forget deletes copies of ended deliveries with those they were cloned from, as far as nothing else needs them.
+func (p place) forget(ctx context.Context, copies []volume.Copy) error {
+	for _, k := range copies {
+		owner := k.Info().Owner
+		for id := k.ID(); id != ""; {
+			next, err := p.find(ctx, owner, id)
+			if fault.Is(err, fault.NotFound) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			if err := p.volumes.Delete(ctx, next); fault.Is(err, fault.Conflict) || fault.Is(err, fault.Denied) {
+				break
+			} else if err != nil {
+				return err
+			}
+			id = next.Info().Parent
+		}
+	}
+	return nil
+}
+
+// Undo has nothing to take back: production was only read.
+func (copyData) Undo(context.Context, step.Call) (step.Outcome, error) {
+	return step.Done(delivery.Pass, "production was only read"), nil
+}
+
+// Clean deletes control. Candidate stays in the target, as the environment that was asked for, until the next copy.
+func (st copyData) Clean(ctx context.Context, c step.Call) (step.Outcome, error) {
+	a, err := args[plan.CopyArgs](c.Args)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	s, err := saved[copied](c.Saved)
+	if err != nil || s.Try == 0 {
+		return step.Done(delivery.Pass, ""), err
+	}
+	p, err := st.at(a.Database.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	live, err := st.live(ctx, p, a.Database)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	for _, purpose := range []string{"control", "base"} {
+		if err := st.stop(ctx, c, p, beside(a.To, purpose).Namespace, live.bundle(), c.Key+"/clean/"+purpose); err != nil {
+			return step.Outcome{}, err
+		}
+	}
+	gone := []string{c.Key + "/control"}
+	if !s.Candidate {
+		gone = append(gone, c.Key+"/candidate", s.baseID(c.Key))
+		for try := s.Try; try > 0; try-- {
+			gone = append(gone, cutID(c.Key, try))
+		}
+	}
+	return step.Done(delivery.Pass, ""), p.discard(ctx, c.Delivery, gone...)
+}

@@ -1,0 +1,187 @@
+package data
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/volume"
+)
+
+// fence makes sure that nobody can write: the database's Services are closed and its workload is stopped cleanly.
+type fence struct{ base }
+
+// fenced is what fence keeps; the later steps of the upgrade work from it.
+type fenced struct {
+	Unchanged bool              `json:"unchanged,omitempty"` // the database stays as it is: the other steps have nothing to do
+	Since     time.Time         `json:"since,omitzero"`
+	Replicas  int               `json:"replicas,omitempty"`
+	Services  []manifest.Ref    `json:"services,omitempty"`
+	Sources   []volume.Source   `json:"sources,omitempty"`
+	Old       []manifest.Object `json:"old,omitempty"` // the database as it ran
+}
+
+// DefaultFence is how long a fence stands at most where the deploy file does not say.
+const DefaultFence = 10 * time.Minute
+
+func deadline(a plan.DataArgs) time.Duration {
+	if a.Deadline == 0 {
+		return DefaultFence
+	}
+	return a.Deadline
+}
+
+// group returns what a sibling of the same fenced upgrade kept.
+func group[T any](c step.Call, a plan.DataArgs, name string) (T, error) {
+	return saved[T](c.Siblings(a.Group + "/" + name))
+}
+
+// Plan says who is held and for how long.
+func (fence) Plan(n plan.Node) (plan.Description, error) {
+	a, err := args[plan.DataArgs](n.Args)
+	return plan.Description{
+		Does: fmt.Sprintf("closes the Services of %s in %s and stops it: connections are held, not refused, for at most %s; nothing where the database does not change",
+			a.Database.Workload, a.Database.Namespace, deadline(a)),
+		UndoneBy: "R0: the old version starts on the untouched volumes and the Services open",
+	}, err
+}
+
+// Run closes and stops.
+func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
+	a, err := args[plan.DataArgs](c.Args)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	s, err := saved[fenced](c.Saved)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	p, err := st.at(a.Database.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	f, err := optional[platform.Fencer](p, "hold connections back")
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if s.Since.IsZero() {
+		l, err := st.live(ctx, p, a.Database)
+		if err != nil {
+			return step.Outcome{}, err
+		}
+		next, _, jobs, err := split(a.Objects, a.Database.Workload)
+		if err != nil {
+			return step.Outcome{}, err
+		}
+		if same(l.workload, next) && len(jobs) == 0 {
+			return step.Done(delivery.Pass, fmt.Sprintf("%s stays on %s", a.Database.Workload, l.images())), c.Save(ctx, fenced{Unchanged: true})
+		}
+		s = fenced{Since: c.Now, Replicas: int(l.replicas), Sources: l.sources, Old: l.bundle()}
+		for _, o := range l.services {
+			s.Services = append(s.Services, manifest.Ref{Kind: "Service", Namespace: a.Database.Namespace, Name: o.GetName()})
+		}
+		if err := c.Save(ctx, s); err != nil {
+			return step.Outcome{}, err
+		}
+	}
+	if s.Unchanged {
+		return step.Done(delivery.Pass, "the database stays as it is"), nil
+	}
+	c.Progress("closing %d Service(s) and stopping %s", len(s.Services), a.Database.Workload)
+	if err := st.shut(ctx, c.Key, p, f, a, s); err != nil {
+		return step.Outcome{}, err
+	}
+	return step.Done(delivery.Pass, fmt.Sprintf("nobody can write to %s since %s", a.Database.Name, s.Since.Format(time.TimeOnly))), nil
+}
+
+// shut closes the Services and stops the workload.
+func (b base) shut(ctx context.Context, key string, p place, f platform.Fencer, a plan.DataArgs, s fenced) error {
+	if err := f.Close(ctx, key+"/close", s.Services); err != nil {
+		return err
+	}
+	ref := a.Database.Workload
+	ref.Namespace = a.Database.Namespace
+	if err := f.Scale(ctx, key+"/stop", ref, 0); err != nil {
+		return err
+	}
+	return await(ctx, p, a.Timeout, "stopped", []manifest.Ref{ref}, stopped)
+}
+
+// Undo starts the workload as it is now declared and opens the Services. Which version and which volumes that means has
+// been put right by the steps that were undone before.
+func (st fence) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
+	a, err := args[plan.DataArgs](c.Args)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	s, err := saved[fenced](c.Saved)
+	if err != nil || s.Unchanged || s.Since.IsZero() {
+		return step.Done(delivery.Pass, "the database was not touched"), err
+	}
+	o, err := group[opened](c, a, "open")
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if o.Path == R1App {
+		return step.Done(delivery.Pass, "the database stays on the new version, where the old application was rehearsed"), nil
+	}
+	p, err := st.at(a.Database.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	f, err := optional[platform.Fencer](p, "hold connections back")
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	ref := a.Database.Workload
+	ref.Namespace = a.Database.Namespace
+	if err := f.Scale(ctx, c.Key+"/start", ref, s.Replicas); err != nil {
+		return step.Outcome{}, err
+	}
+	if err := await(ctx, p, a.Timeout, "ready", []manifest.Ref{ref}, ready); err != nil {
+		return step.Outcome{}, fmt.Errorf("the old version does not start: %w", err)
+	}
+	if err := f.Open(ctx, c.Key+"/open", s.Services); err != nil {
+		return step.Outcome{}, err
+	}
+	return step.Done(delivery.Pass, fmt.Sprintf("%s is back: %s", a.Database.Name, o.Path.describe())), nil
+}
+
+// Path is a way back.
+type Path string
+
+// The ways back, cheapest first.
+const (
+	R0       Path = ""          // behind the fence: the old version on the untouched volumes
+	R1Engine Path = "R1-engine" // the old version on the volumes that hold the new writes
+	R1App    Path = "R1-app"    // only the application goes back
+	R4       Path = "R4"        // the checkpoint is restored
+)
+
+func (p Path) describe() string {
+	switch p {
+	case R1Engine:
+		return "R1-engine, the old version on the volumes that hold what was written meanwhile"
+	case R1App:
+		return "R1-app, the old application on the new database"
+	case R4:
+		return "R4, the checkpoint is restored and what was written since is exported"
+	default:
+		return "R0, the old version on its untouched volumes"
+	}
+}
+
+// left returns the rest of the fence's time.
+func left(a plan.DataArgs, s fenced, now time.Time) (time.Duration, error) {
+	rest := deadline(a) - now.Sub(s.Since)
+	if rest <= 0 {
+		return 0, fault.Newf(fault.Invalid, "the fence stands for %s, its deadline", deadline(a))
+	}
+	return rest, nil
+}

@@ -1,0 +1,217 @@
+package data
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/volume"
+)
+
+// workload is a database's workload as given by a manifest or found running, with all that it needs to run elsewhere.
+type workload struct {
+	object   manifest.Object
+	template corev1.PodTemplateSpec
+	claims   []string
+	replicas int32
+}
+
+// ref returns the workload's name in a namespace.
+func (w workload) ref(namespace string) manifest.Ref {
+	return manifest.Ref{Kind: w.object.GetKind(), Namespace: namespace, Name: w.object.GetName()}
+}
+
+// readWorkload understands a StatefulSet or a Deployment of one replica that mounts claims.
+func readWorkload(o manifest.Object) (workload, error) {
+	w := workload{object: o, replicas: 1}
+	for _, r := range o.GetOwnerReferences() {
+		return w, fault.Newf(fault.Denied, "%s belongs to %s %s: its operator would undo what Sluice does", o.Ref(), r.Kind, r.Name)
+	}
+	var replicas *int32
+	switch o.GetKind() {
+	case "StatefulSet":
+		var s appsv1.StatefulSet
+		if err := o.Into(&s); err != nil {
+			return w, err
+		}
+		w.template, replicas = s.Spec.Template, s.Spec.Replicas
+		for _, t := range s.Spec.VolumeClaimTemplates {
+			w.claims = append(w.claims, fmt.Sprintf("%s-%s-0", t.Name, o.GetName()))
+		}
+	case "Deployment":
+		var d appsv1.Deployment
+		if err := o.Into(&d); err != nil {
+			return w, err
+		}
+		w.template, replicas = d.Spec.Template, d.Spec.Replicas
+	default:
+		return w, fault.Newf(fault.Invalid, "%s cannot be a database's workload: a StatefulSet or a Deployment can", o.Ref())
+	}
+	if replicas != nil {
+		w.replicas = *replicas
+	}
+	for _, v := range w.template.Spec.Volumes {
+		if v.PersistentVolumeClaim != nil {
+			w.claims = append(w.claims, v.PersistentVolumeClaim.ClaimName)
+		}
+	}
+	if w.replicas > 1 {
+		return w, fault.Newf(fault.Invalid, "%s has %d replicas: copies of replicated databases are not built yet", o.Ref(), w.replicas)
+	}
+	if len(w.claims) == 0 {
+		return w, fault.Newf(fault.Invalid, "%s mounts no claim, so there is nothing to copy", o.Ref())
+	}
+	return w, nil
+}
+
+// live is a running database.
+type live struct {
+	workload
+	services []manifest.Object
+	configs  []manifest.Object
+	sources  []volume.Source
+}
+
+// live finds the running database with its Services, its configuration and its volumes.
+func (b base) live(ctx context.Context, p place, db plan.Database) (live, error) {
+	var l live
+	get, err := optional[platform.Getter](p, "read live objects")
+	if err != nil {
+		return l, err
+	}
+	ref := db.Workload
+	ref.Namespace = db.Namespace
+	o, err := get.Get(ctx, ref)
+	if err != nil {
+		return l, fault.WithRemedy(fmt.Errorf("database %s: %w", db.Name, err), "data.databases[].workload must name what runs in target namespace %s", db.Namespace)
+	}
+	if l.workload, err = readWorkload(o); err != nil {
+		return l, err
+	}
+	all, err := get.List(ctx, "Service", db.Namespace)
+	if err != nil {
+		return l, err
+	}
+	for _, s := range all {
+		if s.Selects(l.template.Labels) {
+			l.services = append(l.services, s)
+		}
+	}
+	if len(l.services) == 0 {
+		return l, fault.Newf(fault.Invalid, "no Service of namespace %s selects %s, so writers could not be held back", db.Namespace, ref)
+	}
+	if l.configs, err = configs(ctx, get, db.Namespace, l.template.Spec); err != nil {
+		return l, err
+	}
+	bind, err := optional[volume.Binder](p, "tell the directories behind claims")
+	if err != nil {
+		return l, err
+	}
+	for _, c := range l.claims {
+		dir, err := bind.Bound(ctx, volume.Place{Account: p.account, Namespace: db.Namespace, Claim: c})
+		if err != nil {
+			return l, fmt.Errorf("claim %s of %s: %w", c, ref, err)
+		}
+		l.sources = append(l.sources, volume.Source{Account: p.account, Namespace: db.Namespace, Claim: c, Dir: dir})
+	}
+	return l, nil
+}
+
+func (l live) dirs() []string {
+	var dirs []string
+	for _, s := range l.sources {
+		dirs = append(dirs, s.Dir)
+	}
+	return dirs
+}
+
+// configs returns the ConfigMaps and Secrets that a pod names and no others.
+func configs(ctx context.Context, get platform.Getter, namespace string, pod corev1.PodSpec) ([]manifest.Object, error) {
+	var out []manifest.Object
+	for _, r := range manifest.Mounts(pod) {
+		if r.Kind == "PersistentVolumeClaim" {
+			continue
+		}
+		r.Namespace = namespace
+		o, err := get.Get(ctx, r)
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return nil, err
+		}
+		if err == nil {
+			out = append(out, o)
+		}
+	}
+	return out, nil
+}
+
+// bundle is everything that makes a copy of the database run: configuration and Services first.
+func bundle(w workload, services, configs []manifest.Object) []manifest.Object {
+	var out []manifest.Object
+	for _, o := range slices.Concat(configs, services, []manifest.Object{w.object}) {
+		out = append(out, fresh(o))
+	}
+	return out
+}
+
+func (l live) bundle() []manifest.Object { return bundle(l.workload, l.services, l.configs) }
+
+// fresh returns the object without what a platform wrote into it.
+func fresh(o manifest.Object) manifest.Object {
+	c := manifest.Object{Unstructured: *o.DeepCopy(), Origin: o.Origin}
+	for _, f := range []string{"uid", "resourceVersion", "generation", "creationTimestamp", "managedFields", "ownerReferences", "namespace"} {
+		if m, ok := c.Object["metadata"].(map[string]any); ok {
+			delete(m, f)
+		}
+	}
+	delete(c.Object, "status")
+	return c
+}
+
+// split takes the database's workload out of the objects of a target, and the Jobs.
+func split(objects []manifest.Object, ref manifest.Ref) (w workload, rest, jobs []manifest.Object, err error) {
+	found := false
+	for _, o := range objects {
+		switch {
+		case o.GetKind() == ref.Kind && o.GetName() == ref.Name:
+			if w, err = readWorkload(o); err != nil {
+				return w, nil, nil, err
+			}
+			found = true
+		case o.GetKind() == "Job":
+			jobs = append(jobs, o)
+		default:
+			rest = append(rest, o)
+		}
+	}
+	if !found {
+		err = fault.Newf(fault.NotFound, "the manifests hold no %s", ref)
+	}
+	return w, rest, jobs, err
+}
+
+// same reports whether two workloads would run the same pods. Annotations and labels that Sluice or a platform adds do
+// not count.
+func same(a, b workload) bool {
+	x, y := a.template.DeepCopy(), b.template.DeepCopy()
+	return reflect.DeepEqual(x.Spec, y.Spec) && a.replicas == b.replicas
+}
+
+// images names what a workload runs.
+func (w workload) images() string {
+	var s string
+	for i, c := range w.template.Spec.Containers {
+		if i > 0 {
+			s += ", "
+		}
+		s += c.Image
+	}
+	return s
+}

@@ -1,0 +1,174 @@
+package data
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/database"
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step"
+)
+
+// swap puts the upgraded clone in production's place, and the new version on it, still behind the fence.
+type swap struct{ base }
+
+// swapped is what swap keeps.
+type swapped struct {
+	Old     string            `json:"old,omitempty"` // copy id of the volumes that were taken out of service
+	Changes []platform.Change `json:"changes,omitempty"`
+	Back    bool              `json:"back,omitempty"` // the volumes are back in place
+}
+
+// Plan says what is swapped.
+func (swap) Plan(n plan.Node) (plan.Description, error) {
+	a, err := args[plan.DataArgs](n.Args)
+	return plan.Description{
+		Does:     fmt.Sprintf("binds the claims of %s to the upgraded clone and starts the new version behind the fence; the old volumes stay protected for %s", a.Database.Workload, bakeOf(a)),
+		UndoneBy: "R0: binding the claims to the old volumes again; after opening, the cheapest way back that was rehearsed",
+	}, err
+}
+
+// Run swaps the volumes and starts the new version.
+func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
+	k, err := st.fencedCall(c)
+	if err != nil || k.f.Unchanged {
+		return unchanged, err
+	}
+	if _, err := left(k.a, k.f, c.Now); err != nil {
+		return step.Done(delivery.Fail, err.Error()), nil
+	}
+	u, err := group[upgraded](c, k.a, "upgrade")
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if err := st.stop(ctx, c, k.p, u.Site.Namespace, k.a.Objects, c.Key+"/release"); err != nil {
+		return step.Outcome{}, err
+	}
+	clone, err := k.p.find(ctx, c.Delivery, u.Clone)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	old, err := k.p.volumes.Swap(ctx, c.Key+"/swap", k.f.Sources, clone, k.f.Since.Add(bakeOf(k.a)))
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	s := swapped{Old: old.ID()}
+	if err := c.Save(ctx, s); err != nil {
+		return step.Outcome{}, err
+	}
+	c.Progress("starting %s on the upgraded volumes, behind the fence", k.next.images())
+	if s.Changes, err = k.p.Apply(ctx, c.Key+"/apply", k.objects, platform.Options{Namespace: k.a.Database.Namespace, Delivery: c.Delivery}); err != nil {
+		return step.Outcome{}, err
+	}
+	if err := c.Save(ctx, s); err != nil {
+		return step.Outcome{}, err
+	}
+	if err := await(ctx, k.p, k.a.Timeout, "ready", []manifest.Ref{k.next.ref(k.a.Database.Namespace)}, ready); err != nil {
+		if ctx.Err() != nil {
+			return step.Outcome{}, err
+		}
+		return step.Done(delivery.Fail, "the new version does not start on the upgraded volumes: "+err.Error()), nil
+	}
+	return step.Done(delivery.Pass, fmt.Sprintf("production's claims hold the upgraded volumes; the old ones are kept as %s", s.Old)), nil
+}
+
+// Undo puts back what the way that open's undo has chosen asks for.
+func (st swap) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
+	k, err := st.fencedCall(c)
+	if err != nil || k.f.Unchanged {
+		return unchanged, err
+	}
+	s, err := saved[swapped](c.Saved)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	o, err := group[opened](c, k.a, "open")
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if o.Path == R1App {
+		return step.Done(delivery.Pass, o.Path.describe()), nil
+	}
+	f, err := optional[platform.Fencer](k.p, "hold connections back")
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if err := st.shut(ctx, c.Key+"/undo", k.p, f, k.a, k.f); err != nil {
+		return step.Outcome{}, err
+	}
+	if err := st.volumesBack(ctx, c, k, &s, o); err != nil {
+		return step.Outcome{}, err
+	}
+	if err := k.p.Revert(ctx, c.Key+"/revert", s.Changes); err != nil {
+		return step.Outcome{}, err
+	}
+	return step.Done(delivery.Pass, o.Path.describe()), nil
+}
+
+// volumesBack binds production's claims to what the way back starts from.
+func (st swap) volumesBack(ctx context.Context, c step.Call, k fencedCall, s *swapped, o opened) error {
+	if s.Back {
+		return nil
+	}
+	switch o.Path {
+	case R0:
+		if s.Old == "" {
+			// The swap itself may have happened without having been kept; asked again with its key it tells.
+			if known, err := st.asked(ctx, c, k); err != nil || !known {
+				return err
+			}
+			s.Old = c.Key + "/swap"
+		}
+		old, err := k.p.find(ctx, c.Delivery, s.Old)
+		if err != nil {
+			return err
+		}
+		if _, err := k.p.volumes.Swap(ctx, c.Key+"/back", k.f.Sources, old, time.Time{}); err != nil {
+			return err
+		}
+	case R1Engine:
+		engine, err := st.ports.Engine(k.a.Database.Engine)
+		if err != nil {
+			return err
+		}
+		l, err := st.live(ctx, k.p, k.a.Database)
+		if err != nil {
+			return err
+		}
+		if _, err := engine.Prepare(ctx, l.dirs(), database.Production); err != nil {
+			return err
+		}
+	case R4:
+		restored, err := k.p.find(ctx, c.Delivery, o.Restore)
+		if err != nil {
+			return err
+		}
+		if _, err := k.p.volumes.Swap(ctx, c.Key+"/restore", k.f.Sources, restored, c.Now.Add(keepFailed)); err != nil {
+			return err
+		}
+	}
+	s.Back = true
+	return c.Save(ctx, *s)
+}
+
+// asked reports whether the claims are bound to the upgraded clone.
+func (st swap) asked(ctx context.Context, c step.Call, k fencedCall) (bool, error) {
+	u, err := group[upgraded](c, k.a, "upgrade")
+	if err != nil {
+		return false, err
+	}
+	clone, err := k.p.find(ctx, c.Delivery, u.Clone)
+	if err != nil {
+		return false, err
+	}
+	l, err := st.live(ctx, k.p, k.a.Database)
+	if err != nil {
+		return false, err
+	}
+	bound, made := l.dirs(), clone.Info().Dirs
+	return len(bound) > 0 && len(made) > 0 && bound[0] == made[0], nil
+}

@@ -1,0 +1,231 @@
+package data
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/database"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/volume"
+)
+
+// hold is how long writers are held for a copy at most where the deploy file does not say.
+const hold = 5 * time.Second
+
+// cut is one copy of a running database.
+type cut struct {
+	ID     string           `json:"id"`
+	Level  volume.Level     `json:"level"`
+	Method volume.Method    `json:"method"`
+	Bytes  int64            `json:"bytes"`
+	Held   time.Duration    `json:"held"` // writers were held this long
+	Took   time.Duration    `json:"took"`
+	Census database.Catalog `json:"census"`
+	Notes  []string         `json:"notes,omitempty"`
+}
+
+// String says how good the copy is and what it cost production.
+func (k cut) String() string {
+	return fmt.Sprintf("%s, %s-consistent, by %s in %s, writers held %s", size(k.Bytes), k.Level, k.Method, k.Took, k.Held)
+}
+
+func size(bytes int64) string {
+	switch {
+	case bytes >= 10<<30:
+		return fmt.Sprintf("%d GiB", bytes>>30)
+	case bytes >= 10<<20:
+		return fmt.Sprintf("%d MiB", bytes>>20)
+	default:
+		return fmt.Sprintf("%d KiB", bytes>>10)
+	}
+}
+
+// take copies the volumes of a running database while its writers are held. The id must not have been used by an
+// earlier entry: a copy that was cut under a hold which died with Sluice is worth nothing.
+func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, src []volume.Source, id string, maxHold time.Duration) (cut, volume.Copy, error) {
+	var none volume.Copy
+	engine, err := b.ports.Engine(db.Engine)
+	if err != nil {
+		return cut{}, none, err
+	}
+	q, ok := engine.(database.Quiescer)
+	if !ok {
+		return cut{}, none, fault.Newf(fault.Invalid, "engine %s cannot hold writers for a copy", db.Engine)
+	}
+	able, err := p.volumes.Probe(ctx, src)
+	if err != nil {
+		return cut{}, none, err
+	}
+	u, err := b.url(p, db, namespace, false)
+	if err != nil {
+		return cut{}, none, err
+	}
+	if maxHold == 0 {
+		maxHold = hold
+	}
+	req := database.QuiesceRequest{ID: id, URL: u, MaxHold: maxHold,
+		Atomic: able.Atomic == volume.Group || able.Atomic == volume.PerVolume && len(src) == 1}
+	for _, s := range src {
+		req.Dirs = append(req.Dirs, s.Dir)
+	}
+	c.Progress("copying %d volume(s) of %s by %s", len(src), db.Name, able.Method)
+	start := time.Now()
+	lease, err := q.Quiesce(ctx, req)
+	if err != nil {
+		return cut{}, none, fmt.Errorf("hold the writers of %s: %w", db.Name, err)
+	}
+	k := cut{ID: id, Level: volume.Level(lease.Level()), Census: lease.Census()}
+	made, cutErr := p.volumes.Cut(ctx, id, c.Delivery, src)
+	select {
+	case <-lease.Lost():
+		cutErr = fault.Newf(fault.Transient, "the hold on the writers of %s was lost before the copy was cut (maximum %s)", db.Name, maxHold)
+	default:
+	}
+	assembly, err := lease.Release(context.WithoutCancel(ctx))
+	k.Held = since(start)
+	if cutErr != nil {
+		return k, none, cutErr
+	}
+	if err != nil {
+		return k, none, fmt.Errorf("let the writers of %s go on: %w", db.Name, err)
+	}
+	if err := p.volumes.Ready(ctx, made); err != nil {
+		return k, none, err
+	}
+	if assembly.Finish != nil {
+		if err := assembly.Finish(ctx, made.Info().Dirs); err != nil {
+			return k, none, fmt.Errorf("finish the copy of %s: %w", db.Name, err)
+		}
+	}
+	if k.Level == volume.Fuzzy {
+		return k, none, fault.Newf(fault.Invalid, "the copy of %s is not consistent, and no database is started on such a copy", db.Name)
+	}
+	info := made.Info()
+	k.Took, k.Method, k.Bytes, k.Notes = since(start), info.Method, info.Bytes, assembly.Notes
+	return k, made, nil
+}
+
+// raising is how a copy of a database is started.
+type raising struct {
+	namespace string
+	from      volume.Copy
+	workload  workload
+	objects   []manifest.Object
+	role      database.Role
+	copyID    string // of the clone: the same after a crash
+	upKey     string // of the start: new for every entry, because an earlier one may have stopped it again
+	timeout   time.Duration
+}
+
+// raise clones a copy, neutralises it and starts the database on it.
+func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (volume.Copy, error) {
+	clone, launch, err := b.ready(ctx, c, p, db, r)
+	if err != nil {
+		return clone, err
+	}
+	return clone, b.start(ctx, c, p, r, launch)
+}
+
+// ready clones a copy and neutralises the clone.
+func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (volume.Copy, database.Launch, error) {
+	engine, err := b.ports.Engine(db.Engine)
+	if err != nil {
+		return volume.Copy{}, database.Launch{}, err
+	}
+	var to []volume.Place
+	for _, claim := range r.workload.claims {
+		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim})
+	}
+	clone, err := p.volumes.Clone(ctx, r.copyID, c.Delivery, r.from, to)
+	if err != nil {
+		return clone, database.Launch{}, err
+	}
+	launch, err := engine.Prepare(ctx, clone.Info().Dirs, r.role)
+	if err != nil {
+		return clone, launch, fmt.Errorf("prepare a copy of %s as %s: %w", db.Name, r.role, err)
+	}
+	return clone, launch, nil
+}
+
+func (b base) start(ctx context.Context, c step.Call, p place, r raising, launch database.Launch) error {
+	c.Progress("starting %s in namespace %s", r.workload.images(), r.namespace)
+	_, err := p.Apply(ctx, r.upKey, r.objects, platform.Options{Namespace: r.namespace, Delivery: c.Delivery,
+		Quarantine: &platform.Quarantine{Args: launch.Args, Env: launch.Env}})
+	if err != nil {
+		return err
+	}
+	return await(ctx, p, r.timeout, "ready", []manifest.Ref{r.workload.ref(r.namespace)}, ready)
+}
+
+// stop ends a copy's workload cleanly and deletes its objects. Its volumes stay.
+func (b base) stop(ctx context.Context, c step.Call, p place, namespace string, objects []manifest.Object, key string) error {
+	del, err := optional[platform.Deleter](p, "delete what it created")
+	if err != nil {
+		return err
+	}
+	var refs, pods []manifest.Ref
+	for _, o := range objects {
+		r := manifest.Ref{Kind: o.GetKind(), Namespace: namespace, Name: o.GetName()}
+		refs = append(refs, r)
+		switch r.Kind {
+		case "StatefulSet", "Deployment", "Job":
+			pods = append(pods, r)
+		}
+	}
+	if err := del.Delete(ctx, key, c.Delivery, refs); err != nil {
+		return err
+	}
+	return await(ctx, p, time.Minute, "stopped", pods, stopped)
+}
+
+// find returns a copy by its id.
+func (p place) find(ctx context.Context, owner, id string) (volume.Copy, error) {
+	all, err := p.volumes.List(ctx, owner)
+	if err != nil {
+		return volume.Copy{}, err
+	}
+	for _, c := range all {
+		if c.ID() == id {
+			return c, nil
+		}
+	}
+	return volume.Copy{}, fault.Newf(fault.NotFound, "there is no copy %s", id)
+}
+
+// discard deletes copies by id, those first that were made last. What is gone already is well.
+func (p place) discard(ctx context.Context, owner string, ids ...string) error {
+	for _, id := range ids {
+		if id == "" {
+			continue
+		}
+		k, err := p.find(ctx, owner, id)
+		if fault.Is(err, fault.NotFound) {
+			continue
+		}
+		if err == nil {
+			err = p.volumes.Delete(ctx, k)
+		}
+		if err != nil {
+			return fmt.Errorf("delete copy %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// covers fails where a copy does not hold what the census says it must.
+func covers(ctx context.Context, s database.Server, census database.Catalog) error {
+	have, err := s.Catalog(ctx)
+	if err != nil {
+		return err
+	}
+	if lacking := database.Covers(census, have); len(lacking) > 0 {
+		return fault.Newf(fault.Lost, "the copy lacks what the source held when it was cut: %s: %s (and %d more)",
+			lacking[0].Object, lacking[0].Message, len(lacking)-1)
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package step
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// Simple returns the steps that touch no data, by kind.
+func Simple(p Ports) map[string]Step {
+	return map[string]Step{
+		plan.KindPause:       pause{},
+		plan.KindApproval:    approval{},
+		plan.KindWebhook:     webhook{p},
+		plan.KindAnalysis:    analysis{p},
+		plan.KindExpose:      expose{p},
+		plan.KindApply:       apply{p},
+		plan.KindStartCanary: startCanary{p},
+		plan.KindSetWeight:   setWeight{p},
+		plan.KindRedirect:    setWeight{p},
+		plan.KindPromote:     promote{p},
+		plan.KindRunJob:      runJob{p},
+		plan.KindWaitFor:     waitFor{p},
+	}
+}
+
+// read reads planned arguments, or what a step has saved.
+func read[T any](raw json.RawMessage) (T, error) {
+	var v T
+	if len(raw) == 0 {
+		return v, nil
+	}
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return v, fault.Newf(fault.Invalid, "a step's arguments cannot be read: %w", err)
+	}
+	return v, nil
+}
+
+// nothing is the undo of steps that change nothing.
+type nothing struct{}
+
+// Undo has nothing to take back.
+func (nothing) Undo(context.Context, Call) (Outcome, error) {
+	return Done(delivery.Pass, "nothing was changed"), nil
+}
+
+// Await waits until every object satisfies until. An object that has failed, or is not there in time, is an error of kind
+// invalid that says why in the platform's words. An error of ctx itself is returned as it is.
+func Await(ctx context.Context, p platform.Platform, timeout time.Duration, what string, refs []manifest.Ref, until func(platform.State) bool) error {
+	if len(refs) == 0 {
+		return nil
+	}
+	within, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	states, err := p.Watch(within, refs)
+	if err != nil {
+		return err
+	}
+	last := map[manifest.Ref]platform.State{}
+	for s := range states {
+		last[s.Ref] = s
+		if s.Failed && !until(s) {
+			return fault.Newf(fault.Invalid, "%s failed: %s: %s", s.Ref, s.Reason, s.Message)
+		}
+		open := 0
+		for _, r := range refs {
+			if l, ok := last[r]; !ok || !until(l) {
+				open++
+			}
+		}
+		if open == 0 {
+			return nil
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	for _, r := range refs {
+		l := last[r]
+		if until(l) {
+			continue
+		}
+		if within.Err() == nil {
+			return fault.Newf(fault.Transient, "the platform no longer tells how %s is", r)
+		}
+		return fault.Newf(fault.Invalid, "%s is not %s after %s: %s: %s", r, what, timeout, l.Reason, l.Message)
+	}
+	return nil
+}
+
+// Ready reports whether the object serves.
+func Ready(s platform.State) bool { return s.Exists && s.Ready }
+
+// Stopped reports whether nothing of the object runs.
+func Stopped(s platform.State) bool { return !s.Exists || s.Stopped }
+
+// verdict turns an error of the change itself into the verdict fail. What may work later stays an error.
+func verdict(ctx context.Context, err error) (Outcome, error) {
+	if ctx.Err() != nil || fault.Is(err, fault.Transient) {
+		return Outcome{}, err
+	}
+	return Done(delivery.Fail, err.Error()), nil
+}
+
+// refs returns the objects' names in the namespace that they are applied to.
+func refs(objects []manifest.Object, namespace string) []manifest.Ref {
+	var out []manifest.Ref
+	for _, o := range objects {
+		r := o.Ref()
+		if namespace != "" {
+			r.Namespace = namespace
+		}
+		out = append(out, r)
+	}
+	return out
+}
