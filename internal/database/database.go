@@ -7,6 +7,7 @@ package database
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"time"
@@ -285,6 +286,19 @@ type Log interface {
 	Unpin(ctx context.Context, id string) error
 	AtRisk(ctx context.Context, from, to string) (AtRisk, error)
 	Export(ctx context.Context, from, to string, w io.Writer) error
+}
+
+// Querier is a Server that runs one read-only query for an invariant and returns its single value as text. A query that
+// returns none or several is an error of kind invalid. The query is in the engine's own language: SQL, or a MongoDB
+// command as JSON with "$db" naming the database.
+type Querier interface {
+	Query(ctx context.Context, query string) (string, error)
+}
+
+// Renderer is a View that renders a row as JSON from which it can be written again: canonical extended JSON of a
+// document, the text forms of an SQL row's columns by name.
+type Renderer interface {
+	Render(r Relation, p *Projection, row Row) (json.RawMessage, error)
 }
 
 // Preflighter is an Engine that can tell which privilege is missing, and prints the GRANTs that give it.

@@ -334,7 +334,7 @@ func (c *recorder) tell(d RowDifference) error {
 	if c.rows == nil {
 		return nil
 	}
-	d.Relation = c.t.Name
+	d.Relation, d.table, d.views = c.t.Name, c.t, c.views
 	return c.rows(d)
 }
 

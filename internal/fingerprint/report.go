@@ -1,9 +1,11 @@
 package fingerprint
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/database"
+	"github.com/sluice-cd/sluice/internal/fault"
 )
 
 // Report is what a comparison found. Its JSON names are stable.
@@ -141,6 +143,23 @@ type RowDifference struct {
 	Class    string // as in Difference
 	Count    int64
 	Old, New *database.Row
+
+	table *Table
+	views [2]database.View
+}
+
+// Render returns the row of one side as JSON from which it can be written again, nil where the side has none.
+func (d RowDifference) Render(r Role) (json.RawMessage, error) {
+	row := [2]*database.Row{d.Old, d.New}[r]
+	if row == nil {
+		return nil, nil
+	}
+	v, ok := d.views[r].(database.Renderer)
+	if !ok {
+		return nil, fault.Newf(fault.Invalid, "the engine of the %s cannot export rows", r)
+	}
+	side := &d.table.sides[r]
+	return v.Render(side.relation, &side.projection, *row)
 }
 
 // ClassChanged is the class of a changed row in Difference and RowDifference; in a report its columns have classes.

@@ -64,7 +64,7 @@ func (st applyDatabase) Run(ctx context.Context, c step.Call) (step.Outcome, err
 		return step.Outcome{}, err
 	}
 	c.Progress("starting %s on the candidate's volumes", w.images())
-	if err := await(ctx, p, a.Timeout, "ready", []manifest.Ref{w.ref(a.To.Namespace)}, ready); err != nil {
+	if err := step.Await(ctx, p, a.Timeout, "ready", []manifest.Ref{w.ref(a.To.Namespace)}, step.Ready); err != nil {
 		if ctx.Err() != nil {
 			return step.Outcome{}, err
 		}

@@ -212,7 +212,7 @@ func (b base) vacate(ctx context.Context, c step.Call, p place, ref manifest.Ref
 	if err := f.Scale(ctx, fmt.Sprintf("%s/vacate/%d", c.Key, try), ref, 0); err != nil {
 		return err
 	}
-	return await(ctx, p, time.Minute, "stopped", []manifest.Ref{ref}, stopped)
+	return step.Await(ctx, p, time.Minute, "stopped", []manifest.Ref{ref}, step.Stopped)
 }
 
 // earlier returns the copies that are bound to the target's claims now. A claim that Sluice did not make is refused.

@@ -182,43 +182,5 @@ func (b base) reportFile(c step.Call, name string) (string, error) {
 	return filepath.Join(dir, strings.NewReplacer("/", ".", " ", "-").Replace(c.Path)+"."+name), nil
 }
 
-// await waits until every object satisfies until. An object that has failed ends the wait.
-func await(ctx context.Context, p place, timeout time.Duration, what string, refs []manifest.Ref, until func(platform.State) bool) error {
-	if len(refs) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	states, err := p.Watch(ctx, refs)
-	if err != nil {
-		return err
-	}
-	last := map[manifest.Ref]platform.State{}
-	for s := range states {
-		last[s.Ref] = s
-		if s.Failed && !until(s) {
-			return fault.Newf(fault.Invalid, "%s failed: %s: %s", s.Ref, s.Reason, s.Message)
-		}
-		open := 0
-		for _, r := range refs {
-			if l, ok := last[r]; !ok || !until(l) {
-				open++
-			}
-		}
-		if open == 0 {
-			return nil
-		}
-	}
-	for _, r := range refs {
-		if l := last[r]; !until(l) {
-			return fault.Newf(fault.Invalid, "%s is not %s after %s: %s %s", r, what, timeout, l.Reason, l.Message)
-		}
-	}
-	return ctx.Err()
-}
-
-func ready(s platform.State) bool   { return s.Exists && s.Ready }
-func stopped(s platform.State) bool { return !s.Exists || s.Stopped }
-
-// note is one short sentence for people, with the duration since start.
+// since is the time from start on, as people read it.
 func since(start time.Time) time.Duration { return time.Since(start).Round(10 * time.Millisecond) }

@@ -110,7 +110,7 @@ func (b base) shut(ctx context.Context, key string, p place, f platform.Fencer, 
 	if err := f.Scale(ctx, key+"/stop", ref, 0); err != nil {
 		return err
 	}
-	return await(ctx, p, a.Timeout, "stopped", []manifest.Ref{ref}, stopped)
+	return step.Await(ctx, p, a.Timeout, "stopped", []manifest.Ref{ref}, step.Stopped)
 }
 
 // Undo starts the workload as it is now declared and opens the Services. Which version and which volumes that means has
@@ -144,8 +144,14 @@ func (st fence) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err := f.Scale(ctx, c.Key+"/start", ref, s.Replicas); err != nil {
 		return step.Outcome{}, err
 	}
-	if err := await(ctx, p, a.Timeout, "ready", []manifest.Ref{ref}, ready); err != nil {
+	if err := step.Await(ctx, p, a.Timeout, "ready", []manifest.Ref{ref}, step.Ready); err != nil {
 		return step.Outcome{}, fmt.Errorf("the old version does not start: %w", err)
+	}
+	if o.Path == R4 {
+		// Nobody has written yet: what is wrong now is the restore's doing, and the fence stays closed.
+		if err := st.prove(ctx, c, p, a.Database, o); err != nil {
+			return step.Outcome{}, err
+		}
 	}
 	if err := f.Open(ctx, c.Key+"/open", s.Services); err != nil {
 		return step.Outcome{}, err

@@ -3,11 +3,11 @@ package data
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/fingerprint"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/step"
@@ -24,8 +24,11 @@ type opened struct {
 	At      time.Time     `json:"at,omitzero"`
 	Stood   time.Duration `json:"stood,omitempty"`
 	Path    Path          `json:"path,omitempty"`
+	Try     int           `json:"try,omitempty"` // of the counting
+	Seed    string        `json:"seed,omitempty"`
 	AtRisk  *atRisk       `json:"atRisk,omitempty"`
 	Restore string        `json:"restore,omitempty"` // copy id of what R4 binds
+	Proof   string        `json:"proof,omitempty"`   // file with the checkpoint's fingerprint
 }
 
 // Plan says that R0 ends here.
@@ -131,10 +134,7 @@ func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened)
 		return step.Outcome{}, err
 	}
 	if s.AtRisk == nil {
-		if s.AtRisk, s.Restore, err = st.count(ctx, c, k); err != nil {
-			return step.Outcome{}, err
-		}
-		if err := c.Save(ctx, s); err != nil {
+		if err := st.count(ctx, c, k, &s); err != nil {
 			return step.Outcome{}, err
 		}
 	}
@@ -156,17 +156,28 @@ func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened)
 		refused, n.Value, n.Kind, n.Source, n.Value, n.Digest), c.Path), nil
 }
 
-// count compares the failed state with the checkpoint and writes the export.
-func (st open) count(ctx context.Context, c step.Call, k fencedCall) (*atRisk, string, error) {
+// count counts and exports what a restore would discard, and keeps the result.
+func (st open) count(ctx context.Context, c step.Call, k fencedCall, s *opened) error {
 	u, err := group[upgraded](c, k.a, "upgrade")
 	if err != nil {
-		return nil, "", err
+		return err
 	}
 	checkpoint, err := k.p.find(ctx, c.Delivery, u.Checkpoint)
 	if err != nil {
-		return nil, "", fault.WithRemedy(err, "without its checkpoint the delivery cannot be restored; its old volumes are kept")
+		return fault.WithRemedy(err, "without its checkpoint the delivery cannot be restored; its old volumes are kept")
 	}
-	return st.countRows(ctx, c, k, checkpoint)
+	s.Try++
+	if s.Seed == "" {
+		s.Seed = fingerprint.NewSeed().String()
+	}
+	if err := c.Save(ctx, *s); err != nil {
+		return err
+	}
+	if s.AtRisk, s.Proof, err = st.countRows(ctx, c, k, *s, checkpoint); err != nil {
+		return err
+	}
+	s.Restore = restoredClone(c.Key)
+	return c.Save(ctx, *s)
 }
 
 // Clean deletes what counting left behind.
@@ -180,13 +191,6 @@ func (st open) Clean(ctx context.Context, c step.Call) (step.Outcome, error) {
 		return unchanged, err
 	}
 	return step.Done(delivery.Pass, ""), st.uncount(ctx, c, k)
-}
-
-func shortDigest(d string) string {
-	if i := strings.IndexByte(d, ':'); i >= 0 {
-		d = d[i+1:]
-	}
-	return d[:min(12, len(d))]
 }
 
 func failedSite(a plan.DataArgs) plan.Site {

@@ -239,13 +239,13 @@ func (l *legs) tests(ctx context.Context, which string, apps []manifest.Object) 
 	if _, err := l.p.Apply(ctx, l.key(which), apps, platform.Options{Namespace: l.at.Namespace, Delivery: l.c.Delivery}); err != nil {
 		return err
 	}
-	if err := await(ctx, l.p, l.a.Timeout, "ready", podRefs(apps, l.at.Namespace), ready); err != nil {
+	if err := step.Await(ctx, l.p, l.a.Timeout, "ready", podRefs(apps, l.at.Namespace), step.Ready); err != nil {
 		return err
 	}
 	if _, err := l.p.Apply(ctx, l.key("tests"), l.a.Jobs, platform.Options{Namespace: l.at.Namespace, Delivery: l.c.Delivery}); err != nil {
 		return err
 	}
-	if err := await(ctx, l.p, l.a.Timeout, "complete", podRefs(l.a.Jobs, l.at.Namespace), ready); err != nil {
+	if err := step.Await(ctx, l.p, l.a.Timeout, "complete", podRefs(l.a.Jobs, l.at.Namespace), step.Ready); err != nil {
 		return err
 	}
 	return l.stop(ctx, l.c, l.p, l.at.Namespace, append(append([]manifest.Object{}, l.a.Jobs...), apps...), l.key("stop"))
@@ -254,14 +254,15 @@ func (l *legs) tests(ctx context.Context, which string, apps []manifest.Object) 
 // engine starts the old version on what the new one wrote, and the new one again on what the old one wrote.
 func (l *legs) engine(ctx context.Context) error {
 	l.c.Progress("%s starts on what %s wrote", l.old.images(), l.next.images())
-	before, err := l.fingerprint(ctx)
+	seed := fingerprint.NewSeed()
+	before, err := l.fingerprint(ctx, seed)
 	if err != nil {
 		return err
 	}
 	if err := l.switchTo(ctx, l.old.workload, l.old.bundle()); err != nil {
 		return fmt.Errorf("the old version does not start on the upgraded data: %w", err)
 	}
-	if err := l.equal(ctx, before, "the old version reads other rows than the new one wrote"); err != nil {
+	if err := l.equal(ctx, seed, before, "the old version reads other rows than the new one wrote"); err != nil {
 		return err
 	}
 	if old, err := l.oldApps(ctx); err == nil && len(l.a.Jobs) > 0 {
@@ -269,22 +270,22 @@ func (l *legs) engine(ctx context.Context) error {
 			return fmt.Errorf("the old application fails its tests on the old database after the way back: %w", err)
 		}
 	}
-	written, err := l.fingerprint(ctx)
+	written, err := l.fingerprint(ctx, seed)
 	if err != nil {
 		return err
 	}
 	if err := l.switchTo(ctx, l.next, l.a.Objects); err != nil {
 		return fmt.Errorf("the new version does not start again on what the old one wrote: %w", err)
 	}
-	return l.equal(ctx, written, "the new version reads other rows than the old one wrote")
+	return l.equal(ctx, seed, written, "the new version reads other rows than the old one wrote")
 }
 
-func (l *legs) fingerprint(ctx context.Context) (*fingerprint.Digest, error) {
-	return l.digest(ctx, l.c, l.p, l.a, l.at.Namespace, nil)
+func (l *legs) fingerprint(ctx context.Context, seed fingerprint.Seed) (*fingerprint.Digest, error) {
+	return l.digest(ctx, l.c, l.p, l.a.Database, l.at.Namespace, seed)
 }
 
-func (l *legs) equal(ctx context.Context, want *fingerprint.Digest, otherwise string) error {
-	have, err := l.digest(ctx, l.c, l.p, l.a, l.at.Namespace, want)
+func (l *legs) equal(ctx context.Context, seed fingerprint.Seed, want *fingerprint.Digest, otherwise string) error {
+	have, err := l.fingerprint(ctx, seed)
 	if err != nil {
 		return err
 	}

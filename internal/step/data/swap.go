@@ -67,7 +67,7 @@ func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err := c.Save(ctx, s); err != nil {
 		return step.Outcome{}, err
 	}
-	if err := await(ctx, k.p, k.a.Timeout, "ready", []manifest.Ref{k.next.ref(k.a.Database.Namespace)}, ready); err != nil {
+	if err := step.Await(ctx, k.p, k.a.Timeout, "ready", []manifest.Ref{k.next.ref(k.a.Database.Namespace)}, step.Ready); err != nil {
 		if ctx.Err() != nil {
 			return step.Outcome{}, err
 		}

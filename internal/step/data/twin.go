@@ -159,7 +159,7 @@ func (b base) start(ctx context.Context, c step.Call, p place, r raising, launch
 	if err != nil {
 		return err
 	}
-	return await(ctx, p, r.timeout, "ready", []manifest.Ref{r.workload.ref(r.namespace)}, ready)
+	return step.Await(ctx, p, r.timeout, "ready", []manifest.Ref{r.workload.ref(r.namespace)}, step.Ready)
 }
 
 // stop ends a copy's workload cleanly and deletes its objects. Its volumes stay.
@@ -180,7 +180,7 @@ func (b base) stop(ctx context.Context, c step.Call, p place, namespace string, 
 	if err := del.Delete(ctx, key, c.Delivery, refs); err != nil {
 		return err
 	}
-	return await(ctx, p, time.Minute, "stopped", pods, stopped)
+	return step.Await(ctx, p, time.Minute, "stopped", pods, step.Stopped)
 }
 
 // find returns a copy by its id.

@@ -140,7 +140,7 @@ func (st upgradeClone) upgrade(ctx context.Context, c step.Call, k fencedCall, s
 		if err != nil {
 			return err
 		}
-		if err := await(ctx, k.p, k.a.Timeout, "complete", podRefs([]manifest.Object{j}, s.Site.Namespace), ready); err != nil {
+		if err := step.Await(ctx, k.p, k.a.Timeout, "complete", podRefs([]manifest.Object{j}, s.Site.Namespace), step.Ready); err != nil {
 			return err
 		}
 	}
@@ -209,31 +209,27 @@ func (st quickVerify) Run(ctx context.Context, c step.Call) (step.Outcome, error
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	s, err := saved[tries](c.Saved)
+	s, err := saved[verifying](c.Saved)
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	s.Try++
-	if err := c.Save(ctx, s); err != nil {
+	if s, err = s.begin(ctx, c); err != nil {
 		return step.Outcome{}, err
 	}
 	within, cancel := context.WithTimeout(ctx, rest)
 	defer cancel()
-	out, err := st.verify(within, c, k, u, s.Try)
+	out, err := st.verify(within, c, k, u, s)
 	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
 		return step.Done(delivery.Fail, "the fence's deadline passed before every row was compared"), nil
 	}
 	return out, err
 }
 
-// tries is what a step keeps that only counts its entries.
-type tries struct {
-	Try int `json:"try"`
+func (k fencedCall) before() plan.Site {
+	return beside(plan.Site{Account: k.a.Database.Account, Namespace: k.a.Database.Namespace}, "before")
 }
 
-func (k fencedCall) before() plan.Site { return beside(plan.Site{Account: k.a.Database.Account, Namespace: k.a.Database.Namespace}, "before") }
-
-func (st quickVerify) verify(ctx context.Context, c step.Call, k fencedCall, u upgraded, try int) (step.Outcome, error) {
+func (st quickVerify) verify(ctx context.Context, c step.Call, k fencedCall, u upgraded, s verifying) (step.Outcome, error) {
 	checkpoint, err := k.p.find(ctx, c.Delivery, u.Checkpoint)
 	if err != nil {
 		return step.Outcome{}, err
@@ -244,15 +240,15 @@ func (st quickVerify) verify(ctx context.Context, c step.Call, k fencedCall, u u
 	}
 	at := k.before()
 	_, err = st.raise(ctx, c, k.p, k.a.Database, raising{namespace: at.Namespace, from: checkpoint, workload: old, objects: k.f.Old,
-		role: database.Control, copyID: c.Key + "/before", upKey: fmt.Sprintf("%s/up/%d", c.Key, try), timeout: k.a.Timeout})
+		role: database.Control, copyID: c.Key + "/before", upKey: fmt.Sprintf("%s/up/%d", c.Key, s.Try), timeout: k.a.Timeout})
 	if err != nil {
 		return step.Outcome{}, fmt.Errorf("start the old version on a clone of the checkpoint: %w", err)
 	}
-	out, err := st.compare(ctx, c, k.p, k.a, at.Namespace, u.Site.Namespace)
+	out, err := st.compare(ctx, c, k.p, k.a, twins{old: at.Namespace, new: u.Site.Namespace}, s.Seed)
 	if err != nil {
 		return out, err
 	}
-	if err := st.stop(ctx, c, k.p, at.Namespace, k.f.Old, fmt.Sprintf("%s/down/%d", c.Key, try)); err != nil {
+	if err := st.stop(ctx, c, k.p, at.Namespace, k.f.Old, fmt.Sprintf("%s/down/%d", c.Key, s.Try)); err != nil {
 		return step.Outcome{}, err
 	}
 	return out, nil
@@ -284,4 +280,3 @@ func bakeOf(a plan.DataArgs) time.Duration {
 	}
 	return a.Bake
 }
-
