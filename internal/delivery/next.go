@@ -13,7 +13,7 @@ import (
 // MaxAttempts is how many errors in a row count as the verdict error.
 const MaxAttempts = 5
 
-// HoldFor is how long a verdict that is neither pass nor fail waits for a person before it rolls back.
+// HoldFor is how long a verdict other than pass waits for a person before it rolls back.
 const HoldFor = 24 * time.Hour
 
 // machine is one call of Next.
@@ -162,7 +162,22 @@ func (m *machine) ran(n plan.Node, o Observation, st NodeStatus) {
 	}
 	st.Verdict = r.Verdict
 	m.s.Nodes[n.Path] = st
+	if r.Ask {
+		m.hold(n.Path)
+		return
+	}
 	m.judge(n)
+}
+
+// hold leaves a verdict to a person. A pass that was asked to be approved waits like any approval; everything else has
+// the deadline at which it rolls back.
+func (m *machine) hold(path string) {
+	st := m.s.Nodes[path]
+	st.Phase, st.Held, st.Deadline = StepWaiting, true, m.now.Add(HoldFor)
+	if st.Verdict == Pass {
+		st.Deadline = time.Time{}
+	}
+	m.s.Nodes[path] = st
 }
 
 // judge acts on the verdict of a step.
@@ -176,8 +191,7 @@ func (m *machine) judge(n plan.Node) {
 	case n.OnInconclusive == "continue":
 		m.end(n.Path, StepPassed, st.Message)
 	default:
-		st.Phase, st.Held, st.Deadline = StepWaiting, true, m.now.Add(HoldFor)
-		m.s.Nodes[n.Path] = st
+		m.hold(n.Path)
 	}
 }
 

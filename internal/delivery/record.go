@@ -130,6 +130,7 @@ type Observation struct {
 // Result is what an entry into a step returned.
 type Result struct {
 	Verdict  Verdict           `json:"verdict,omitempty"`
+	Ask      bool              `json:"ask,omitempty"` // a person decides what the verdict means
 	Message  string            `json:"message,omitempty"`
 	Wait     []string          `json:"wait,omitempty"`
 	Deadline time.Time         `json:"deadline,omitzero"`

@@ -128,11 +128,12 @@ type Header struct {
 
 // Where is what the armory.* variables are made of.
 type Where struct {
-	Application    string `json:"application"`
-	Target         string `json:"target"`
-	Account        string `json:"account"`
-	Namespace      string `json:"namespace"`
-	ReplicaSetName string `json:"replicaSetName,omitempty"` // <deployment>-<8 of the delivery>; filled with {delivery} for the id
+	Application    string   `json:"application"`
+	Target         string   `json:"target"`
+	Account        string   `json:"account"`
+	Namespace      string   `json:"namespace"`
+	ReplicaSetName string   `json:"replicaSetName,omitempty"` // <deployment>-<8 of the delivery>; filled with {delivery} for the id
+	Previews       []string `json:"previews,omitempty"`       // paths of the exposeServices nodes whose addresses armory.preview.* means
 }
 
 // Query is one metric query with its limits, both inclusive.

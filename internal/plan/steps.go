@@ -61,13 +61,18 @@ func orElse(d, otherwise time.Duration) time.Duration {
 }
 
 // where is what the armory.* variables are made of. Which Deployment replicaSetName means where a target has several is
-// documented nowhere: it is the first.
+// documented nowhere: it is the first. Previews are seen by what comes after them in the same target, and nowhere else.
 func (b *targetPlan) where() Where {
 	w := Where{Application: b.c.f.Application, Target: b.t.Name, Account: b.site.Account, Namespace: b.site.Namespace}
 	for _, o := range b.objects {
 		if o.GetKind() == "Deployment" {
 			w.ReplicaSetName = b.revision(o.GetName())
 			break
+		}
+	}
+	for _, n := range b.c.g.Nodes {
+		if n.Target == b.t.Name && n.Kind == KindExpose {
+			w.Previews = append(w.Previews, n.Path)
 		}
 	}
 	return w
@@ -93,6 +98,11 @@ func (b *targetPlan) webhook(ph Phase, path string, s *deployfile.RunWebhook, af
 		Context: b.context(s.Context), Where: b.where()}
 	if a.Method == "" {
 		a.Method = "POST"
+	}
+	if strings.EqualFold(w.NetworkMode, "remoteNetworkAgent") {
+		if a.Agent = w.AgentIdentifier; a.Agent == "" {
+			a.Agent = b.site.Account
+		}
 	}
 	for _, h := range w.Headers {
 		a.Headers = append(a.Headers, Header{Key: h.Key, Value: h.Value})

@@ -50,6 +50,7 @@ type Call struct {
 // Outcome is how an entry ended: a verdict, or what is awaited.
 type Outcome struct {
 	Verdict  delivery.Verdict  // "" while waiting
+	Ask      bool              // a person decides what the verdict means: approve goes on, reject fails
 	Message  string            // one sentence, shown with the step
 	Wait     []string          // keys of signals that wake the step
 	Deadline time.Time         // also wakes it; zero: none

@@ -92,14 +92,15 @@ func (p *Provider) Query(ctx context.Context, query string, at time.Time) ([]met
 	return out, nil
 }
 
-// kind sorts what Prometheus answered: a query that it does not understand will not be understood later.
+// kind sorts what Prometheus answered: a query that it does not understand will not be understood later, but one whose
+// execution fails (series that match twice while pods are replaced) may work.
 func kind(err error) error {
 	e, ok := errors.AsType[*v1.Error](err)
 	if !ok {
 		return fault.Newf(fault.Transient, "Prometheus cannot be asked: %w", err)
 	}
 	switch e.Type {
-	case v1.ErrBadData, v1.ErrExec:
+	case v1.ErrBadData:
 		return fault.Newf(fault.Invalid, "Prometheus refuses the query: %s", e.Msg)
 	case v1.ErrClient:
 		return fault.WithRemedy(fault.Newf(fault.Denied, "Prometheus refuses the request: %s", e.Msg), "check its credentials in sluice.yaml")
