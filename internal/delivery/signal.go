@@ -33,6 +33,12 @@ func Check(spec Spec, s Status, sig Signal) error {
 			return fault.Newf(fault.Conflict, "delivery %s has ended: %s", spec.ID, s.Reason)
 		}
 	case Retry, Acknowledge:
+		if sig.Kind == Acknowledge && sig.Path != "" {
+			if st := s.Nodes[sig.Path]; st.Phase != StepUndoing || len(st.Awaits) == 0 {
+				return fault.Newf(fault.Conflict, "step %s of delivery %s waits for no acknowledgement", sig.Path, spec.ID)
+			}
+			return nil
+		}
 		if m.broken() == "" {
 			return fault.Newf(fault.Conflict, "delivery %s has no failed undo that could be retried or acknowledged", spec.ID)
 		}
@@ -114,6 +120,10 @@ func (m *machine) signal(sig Signal) {
 			m.s.Nodes[p] = st
 		}
 	case Acknowledge:
+		if sig.Path != "" {
+			m.acknowledge(sig)
+			return
+		}
 		m.s.Accepted = m.broken() != ""
 	default:
 		m.deliver(sig)
@@ -174,6 +184,17 @@ func (m *machine) promote(target, by string) {
 			}
 		}
 	}
+}
+
+// acknowledge hands a person's acknowledgement to the undo that waits for it.
+func (m *machine) acknowledge(sig Signal) {
+	st := m.s.Nodes[sig.Path]
+	if st.Phase != StepUndoing || len(st.Awaits) == 0 {
+		return
+	}
+	st.Signals = append(st.Signals, sig)
+	st.enter(StepUndoing)
+	m.s.Nodes[sig.Path] = st
 }
 
 // deliver hands a signal to the step that it means.

@@ -13,7 +13,6 @@ import (
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/step"
-	"github.com/sluice-cd/sluice/internal/volume"
 )
 
 // upgradeClone takes the checkpoint behind the fence and upgrades a clone of it: the new version starts on it and the
