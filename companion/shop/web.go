@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// releaseHeader tells callers which release answered.
+const releaseHeader = "Shop-Release"
+
+// shop answers HTTP.
+type shop struct {
+	store   *store
+	release string
+	failing int // percent of requests that fail: a release with a fault
+}
+
+func web(ctx context.Context, args []string, out io.Writer) error {
+	var listen, database string
+	s := &shop{}
+	f := flag.NewFlagSet("shop web", flag.ContinueOnError)
+	f.StringVar(&listen, "listen", "127.0.0.1:0", "address to answer on")
+	f.StringVar(&database, "database", "", "URL of the database")
+	f.StringVar(&s.release, "release", "1", "name of this release")
+	f.IntVar(&s.failing, "fail-percent", 0, "answer so many of a hundred requests with an error")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	var err error
+	if s.store, err = openStore(database); err != nil {
+		return err
+	}
+	defer s.store.close()
+	l, err := net.Listen("tcp", listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	fmt.Fprintf(out, "shop %s listening on %s\n", s.release, l.Addr())
+	return serve(ctx, l, s.handler())
+}
+
+// serve answers until ctx ends, and then finishes what it has begun.
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return srv.Shutdown(context.WithoutCancel(ctx))
+	}
+}
+
+func (s *shop) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "shop", s.release) })
+	mux.HandleFunc("POST /orders", s.faulty(s.place))
+	mux.HandleFunc("GET /orders/{id}", s.faulty(s.read))
+	mux.HandleFunc("GET /orders", s.faulty(s.list))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(releaseHeader, s.release)
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// faulty makes a share of the requests fail before they touch the database.
+func (s *shop) faulty(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if rand.IntN(100) < s.failing {
+			http.Error(w, "release "+s.release+" has a fault", http.StatusInternalServerError)
+			return
+		}
+		h(w, r)
+	}
+}
+
+func (s *shop) place(w http.ResponseWriter, r *http.Request) {
+	var o Order
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16)).Decode(&o); err != nil || o.ID == "" || o.Quantity < 1 {
+		http.Error(w, "that is no order", http.StatusBadRequest)
+		return
+	}
+	o.Release = s.release
+	kept, err := s.store.place(r.Context(), o)
+	answer(w, http.StatusCreated, kept, err)
+}
+
+func (s *shop) read(w http.ResponseWriter, r *http.Request) {
+	o, err := s.store.read(r.Context(), r.PathValue("id"))
+	answer(w, http.StatusOK, o, err)
+}
+
+func (s *shop) list(w http.ResponseWriter, r *http.Request) {
+	limit, err := strconv.ParseInt(r.FormValue("limit"), 10, 64)
+	if err != nil || limit < 1 || limit > 1000 {
+		limit = 20
+	}
+	all, err := s.store.list(r.Context(), limit)
+	answer(w, http.StatusOK, all, err)
+}
+
+func answer(w http.ResponseWriter, code int, v any, err error) {
+	switch {
+	case errors.Is(err, errNone):
+		http.Error(w, err.Error(), http.StatusNotFound)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	default:
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(v)
+	}
+}
