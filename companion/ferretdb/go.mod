@@ -1,0 +1,3 @@
+module github.com/sluice-cd/sluice/companion/ferretdb
+
+go 1.26.0
