@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	client "github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/config"
 	"github.com/prometheus/prometheus/discovery/targetgroup"
@@ -31,6 +33,7 @@ type options struct {
 	listen, data        string
 	scrapes             scrapes
 	interval, retention time.Duration
+	out                 io.Writer
 }
 
 // scrapes are what is scraped: job → URL.
@@ -49,7 +52,7 @@ func (s scrapes) Set(v string) error {
 }
 
 func main() {
-	o := options{scrapes: scrapes{}}
+	o := options{scrapes: scrapes{}, out: os.Stdout}
 	flag.StringVar(&o.listen, "listen", "127.0.0.1:9090", "address to answer on")
 	flag.StringVar(&o.data, "data", "", "directory for the samples")
 	flag.Var(o.scrapes, "scrape", "name=URL of what to scrape; may be repeated")
@@ -92,7 +95,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	srv := &http.Server{Handler: (&api{engine: engine, db: db}).handler(), ReadHeaderTimeout: time.Minute}
 	go func() { failed <- srv.Serve(l) }()
-	fmt.Println("listening on", l.Addr())
+	fmt.Fprintln(o.out, "listening on", l.Addr())
 	select {
 	case <-ctx.Done():
 		return srv.Close()
@@ -111,7 +114,7 @@ func (o options) targets() map[string][]*targetgroup.Group {
 }
 
 func scraper(o options, db *tsdb.DB, log *slog.Logger) (*scrape.Manager, error) {
-	sm, err := scrape.NewManager(&scrape.Options{DiscoveryReloadInterval: model.Duration(100 * time.Millisecond)}, log, nil, db, nil, nil)
+	sm, err := scrape.NewManager(&scrape.Options{DiscoveryReloadInterval: model.Duration(100 * time.Millisecond)}, log, nil, db, nil, client.NewRegistry())
 	if err != nil {
 		return nil, fmt.Errorf("make the scraper: %w", err)
 	}
