@@ -1,0 +1,193 @@
+package data_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// dialer reaches the database of one namespace through the platform, as Sluice itself does.
+type dialer struct {
+	p         platform.Platform
+	namespace string
+}
+
+func (d dialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	return d.p.Dial(ctx, manifest.Ref{Kind: "Service", Namespace: d.namespace, Name: "mongo"}, "27017")
+}
+
+func sorted(ids ...[]string) []string {
+	all := slices.Concat(ids...)
+	slices.Sort(all)
+	return all
+}
+
+func (s *site) holds(want ...[]string) {
+	s.t.Helper()
+	if have, want := sorted(s.held()), sorted(want...); !slices.Equal(have, want) {
+		s.t.Errorf("production holds %d orders, want %d", len(have), len(want))
+	}
+}
+
+// TestUpgradePromoted takes an upgrade through staging, the rehearsal, the fence and the canary.
+func TestUpgradePromoted(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", "") + "---" + strings.Replace(web, "%s", "1", 1))
+	before := s.place("before", 500)
+	s.deploy("d1", file(true), mongoAt("mongo:2", "nothing")+"---"+strings.Replace(web, "%s", "2", 1),
+		mongoAt("mongo:2", "nothing")+"---"+strings.Replace(web, "%s", "2", 1))
+	d := s.until("d1", "asking for approval", waits("production/deploy/canary/1-approval"))
+	if m := d.Status.Nodes["staging/after/1/2-rehearse"].Message; !strings.Contains(m, "R1-engine open, R1-app open") {
+		t.Errorf("the rehearsal says: %s", m)
+	}
+	during := s.place("during", 20)
+	if _, err := s.engine.Signal(t.Context(), "d1", delivery.Signal{Kind: delivery.Approve, Key: "approve/production/deploy/canary/1-approval", Path: "production/deploy/canary/1-approval"}); err != nil {
+		t.Fatal(err)
+	}
+	d = s.until("d1", "done", done)
+	if d.Status.State != delivery.Succeeded {
+		t.Fatalf("%s: %s\n%s", d.Status.State, d.Status.Reason, steps(d))
+	}
+	s.holds(before, during)
+	if got := s.running(); got != "mongo:2" {
+		t.Errorf("production runs %s", got)
+	}
+}
+
+// TestWayBackKeepsWrites rolls back after the opening: the old engine runs on the volumes that hold what was written since.
+func TestWayBackKeepsWrites(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", "") + "---" + strings.Replace(web, "%s", "1", 1))
+	before := s.place("before", 500)
+	next := mongoAt("mongo:2", "") + "---" + strings.Replace(web, "%s", "2", 1)
+	s.deploy("d1", file(true), next, next)
+	s.until("d1", "asking for approval", waits("production/deploy/canary/1-approval"))
+	during := s.place("during", 20)
+	if _, err := s.engine.Signal(t.Context(), "d1", delivery.Signal{Kind: delivery.Rollback, Key: "rollback/production", Path: "production"}); err != nil {
+		t.Fatal(err)
+	}
+	d := s.until("d1", "done", done)
+	if d.Status.State != delivery.Failed || d.Status.Targets["production"].State != delivery.RolledBack {
+		t.Fatalf("%s: %s\n%s", d.Status.State, d.Status.Reason, steps(d))
+	}
+	s.holds(before, during)
+	if got := s.running(); got != "mongo:1" {
+		t.Errorf("production runs %s", got)
+	}
+}
+
+// TestDamageBehindTheFence plants damage that staging could not see: it is found before the opening, and R0 loses nothing.
+func TestDamageBehindTheFence(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", ""))
+	before := s.place("before", 500)
+	if _, err := s.orders("prod").InsertOne(context.Background(), bson.D{{Key: "_id", Value: "late"}, {Key: "total", Value: int32(7)}}); err != nil {
+		t.Fatal(err)
+	}
+	s.deploy("d1", file(false), "", mongoAt("mongo:2", "damage-late"))
+	d := s.until("d1", "done", done)
+	if d.Status.State != delivery.Failed || d.Status.Nodes["production/deploy/orders/verify"].Verdict != delivery.Fail {
+		t.Fatalf("%s: %s\n%s", d.Status.State, d.Status.Reason, steps(d))
+	}
+	if d.Status.Nodes["production/deploy/orders/open"].Order != 0 {
+		t.Error("the fence was opened")
+	}
+	s.holds(before, []string{"late"})
+	if got := s.running(); got != "mongo:1" {
+		t.Errorf("production runs %s", got)
+	}
+}
+
+// TestRestoreAsks goes back where the old version cannot read what the new one wrote: Sluice fences, counts, exports, and
+// restores only when a person has quoted the number and its digest.
+func TestRestoreAsks(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", "") + "---" + strings.Replace(web, "%s", "1", 1))
+	before := s.place("before", 500)
+	s.deploy("d1", file(false), "", mongoAt("mongo:locking", "")+"---"+strings.Replace(web, "%s", "2", 1))
+	s.until("d1", "asking for approval", waits("production/deploy/canary/1-approval"))
+	during := s.place("during", 25)
+	if _, err := s.orders("prod").DeleteOne(context.Background(), bson.D{{Key: "_id", Value: before[0]}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.engine.Signal(t.Context(), "d1", delivery.Signal{Kind: delivery.Rollback, Key: "rollback/production", Path: "production"}); err != nil {
+		t.Fatal(err)
+	}
+	const open = "production/deploy/orders/open"
+	asks := func(d delivery.NodeStatus) bool { return d.Phase == delivery.StepUndoing && len(d.Awaits) > 0 }
+	d := s.until("d1", "asking for an acknowledgement", deliveryWhere(open, asks))
+	message := d.Status.Nodes[open].Message
+	if !strings.Contains(message, "26 differing rows") {
+		t.Fatalf("it asks: %s", message)
+	}
+	var kept struct {
+		AtRisk struct {
+			Value          int
+			Digest, Export string
+		}
+	}
+	if err := json.Unmarshal(d.Status.Nodes[open].Saved, &kept); err != nil {
+		t.Fatal(err)
+	}
+	entry := d.Status.Nodes[open].Entry
+	acknowledge := func(key, digest string) {
+		t.Helper()
+		if _, err := s.engine.Signal(t.Context(), "d1", delivery.Signal{Kind: delivery.Acknowledge, Key: key, Path: open, By: "dba",
+			Data: map[string]string{"value": strconv.Itoa(kept.AtRisk.Value), "digest": digest}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	acknowledge("acknowledge/1", "0000000000000000")
+	d = s.until("d1", "asking again", deliveryWhere(open, func(n delivery.NodeStatus) bool { return n.Entry > entry && asks(n) }))
+	if m := d.Status.Nodes[open].Message; !strings.Contains(m, "does not count") {
+		t.Errorf("after an outdated acknowledgement it says: %s", m)
+	}
+	acknowledge("acknowledge/2", kept.AtRisk.Digest)
+	d = s.until("d1", "done", done)
+	if d.Status.Targets["production"].State != delivery.RolledBack {
+		t.Fatalf("%s: %s\n%s", d.Status.State, d.Status.Reason, steps(d))
+	}
+	s.holds(before)
+	if got := s.running(); got != "mongo:1" {
+		t.Errorf("production runs %s", got)
+	}
+	exported(t, kept.AtRisk.Export, during, before[:1])
+}
+
+// exported holds an export against what it must hold: upserts of the orders placed, deletes of the ones deleted.
+func exported(t *testing.T, file string, placed, deleted []string) {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got := map[string][]string{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var l struct {
+			Op  string
+			Row struct {
+				ID string `json:"_id"`
+			}
+		}
+		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
+			t.Fatal(err)
+		}
+		got[l.Op] = append(got[l.Op], l.Row.ID)
+	}
+	if !slices.Equal(sorted(got["upsert"]), sorted(placed)) || !slices.Equal(sorted(got["delete"]), sorted(deleted)) {
+		t.Errorf("exported %d upserts and %d deletes, want %d and %d", len(got["upsert"]), len(got["delete"]), len(placed), len(deleted))
+	}
+}
