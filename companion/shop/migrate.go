@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
 // damage is what a bad migration has done to one document. Only tests read it; whoever verifies the data must find it
@@ -42,8 +43,9 @@ func migrate(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer s.close()
-	note := bson.D{{Key: "_id", Value: int32(2)}, {Key: "does", Value: "notes releases"}, {Key: "at", Value: time.Now().UTC()}}
-	if _, err := s.database.Collection("schema_migrations").InsertOne(ctx, note); err != nil {
+	note := bson.D{{Key: "$set", Value: bson.D{{Key: "does", Value: "notes releases"}, {Key: "at", Value: time.Now().UTC()}}}}
+	// After a way back to release 1 the note of the first attempt is still there.
+	if _, err := s.database.Collection("schema_migrations").UpdateByID(ctx, int32(2), note, options.UpdateOne().SetUpsert(true)); err != nil {
 		return fmt.Errorf("note the release: %w", err)
 	}
 	if harm {

@@ -10,6 +10,9 @@ import (
 	mathrand "math/rand/v2"
 )
 
+// testCustomer is for whom the tests order.
+const testCustomer = "c-0001"
+
 // test is the shop's integration test: it runs as a Job beside a release and exits with 0 where the release works.
 func test(ctx context.Context, args []string, out io.Writer) error {
 	var url string
@@ -28,7 +31,9 @@ func test(ctx context.Context, args []string, out io.Writer) error {
 	_, _ = rand.Read(run) // never fails
 	r := mathrand.New(mathrand.NewPCG(mathrand.Uint64(), 5))
 	for i := range n {
-		if err := placeAndRead(ctx, c, someOrder(r, fmt.Sprintf("t-%s-%04d", hex.EncodeToString(run), i))); err != nil {
+		o := someOrder(r, fmt.Sprintf("t-%s-%04d", hex.EncodeToString(run), i))
+		o.Customer = testCustomer
+		if err := placeAndRead(ctx, c, o); err != nil {
 			return err
 		}
 	}
