@@ -41,13 +41,16 @@ func Parse(path string, body []byte) (*Config, error) {
 		},
 		"notifications": func(n ast.Node) { r.wrong(n, "", "notifications are not built yet") },
 	})
-	return c, r.err()
+	if err := r.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func (r *reader) account(name string, n ast.Node) Account {
 	a := Account{Name: name}
 	var directory, context, kubeconfig ast.Node
-	r.keys(n, "account "+name, map[string]func(ast.Node){
+	ok := r.keys(n, "account "+name, map[string]func(ast.Node){
 		"kind":       func(n ast.Node) { a.Kind = r.oneOf(n, "kind", Local, Kubernetes) },
 		"directory":  func(n ast.Node) { directory, a.Directory = n, r.file(n, "directory") },
 		"context":    func(n ast.Node) { context, a.Context = n, r.text(n, "context") },
@@ -59,7 +62,7 @@ func (r *reader) account(name string, n ast.Node) Account {
 			a.Kind = Kubernetes
 		case directory != nil:
 			a.Kind = Local
-		default:
+		case ok:
 			r.wrong(n, "write kind: local or kind: kubernetes", "account %s has no kind", name)
 		}
 	}
@@ -82,7 +85,7 @@ func (r *reader) provider(name string, n ast.Node) MetricProvider {
 			*to = &s
 		}
 	}
-	r.keys(n, "metric provider "+name, map[string]func(ast.Node){
+	ok := r.keys(n, "metric provider "+name, map[string]func(ast.Node){
 		"kind":     func(n ast.Node) { p.Kind = r.oneOf(n, "kind", Prometheus) },
 		"url":      func(n ast.Node) { p.URL = r.url(n, "url") },
 		"user":     func(n ast.Node) { p.User = r.text(n, "user") },
@@ -90,6 +93,7 @@ func (r *reader) provider(name string, n ast.Node) MetricProvider {
 		"bearer":   secret(&p.Bearer, "bearer"),
 	})
 	switch {
+	case !ok:
 	case p.URL == "":
 		r.wrong(n, "write url: http://HOST:PORT", "metric provider %s has no url", name)
 	case p.Password != nil && p.Bearer != nil:
@@ -103,15 +107,19 @@ func (r *reader) provider(name string, n ast.Node) MetricProvider {
 // source reads where a secret is. A secret that stands here itself is refused without being repeated.
 func (r *reader) source(n ast.Node, what string) Source {
 	var s Source
-	if _, ok := resolve(n).(ast.ScalarNode); ok {
+	switch r.resolve(n).(type) {
+	case *ast.AliasNode:
+		r.wrong(n, "", "%s is an alias of nothing", what)
+		return s
+	case ast.ScalarNode:
 		r.wrong(n, "write {env: NAME} or {file: PATH}", "%s must not stand here itself", what)
 		return s
 	}
-	r.keys(n, what, map[string]func(ast.Node){
+	ok := r.keys(n, what, map[string]func(ast.Node){
 		"env":  func(n ast.Node) { s.Env = r.text(n, "env") },
 		"file": func(n ast.Node) { s.File = r.file(n, "file") },
 	})
-	if (s.Env == "") == (s.File == "") {
+	if ok && (s.Env == "") == (s.File == "") {
 		r.wrong(n, "write {env: NAME} or {file: PATH}", "%s needs exactly one of env and file", what)
 	}
 	return s
@@ -149,6 +157,7 @@ const companions = "${SLUICE_COMPANIONS}"
 
 // command reads the command that an image means on this machine.
 func (r *reader) command(n ast.Node, what string) []string {
+	before := len(r.found)
 	list := r.list(n, what)
 	for i, arg := range list {
 		if rest, ok := strings.CutPrefix(arg, companions); ok {
@@ -157,7 +166,7 @@ func (r *reader) command(n ast.Node, what string) []string {
 			list[i] = r.absolute(arg)
 		}
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && len(r.found) == before {
 		r.wrong(n, "write [PROGRAM, ARGUMENT…]", "%s has no command", what)
 	}
 	return list

@@ -21,6 +21,7 @@ type reader struct {
 	path   string // as it was named, for messages
 	folder string // what relative paths are relative to
 	found  []found
+	named  map[string]ast.Node // what anchors stand before
 }
 
 type found struct {
@@ -77,12 +78,22 @@ func (r *reader) err() error {
 	return fault.Newf(fault.Invalid, "%s", strings.Join(lines, "\n"))
 }
 
+// parseYAML is the library's parser, which is known to panic where it should return an error.
+func parseYAML(body []byte) (f *ast.File, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the YAML parser cannot read this file: %v", p)
+		}
+	}()
+	return parser.ParseBytes(body, 0)
+}
+
 // document returns the only document of the file, nil where it is empty or cannot be read.
 func (r *reader) document(body []byte) ast.Node {
-	f, err := parser.ParseBytes(body, 0)
+	f, err := parseYAML(body)
 	if err != nil {
 		if e, ok := errors.AsType[yaml.Error](err); ok {
-			r.add(e.GetToken(), "", e.GetMessage())
+			r.add(e.GetToken(), "", strings.ReplaceAll(e.GetMessage(), "\t", "tab"))
 		} else {
 			r.add(nil, "", err.Error())
 		}
@@ -100,21 +111,38 @@ func (r *reader) document(body []byte) ast.Node {
 	if len(docs) > 1 {
 		r.wrong(docs[1].Body, "", "a configuration is one document")
 	}
+	r.named = map[string]ast.Node{}
+	ast.Walk(r, docs[0].Body)
 	return docs[0].Body
 }
 
-// resolve returns what stands behind an anchor or a tag.
-func resolve(n ast.Node) ast.Node {
-	for {
+// Visit remembers what anchors stand before.
+func (r *reader) Visit(n ast.Node) ast.Visitor {
+	if a, ok := n.(*ast.AnchorNode); ok {
+		r.named[a.Name.GetToken().Value] = a.Value
+	}
+	return r
+}
+
+// resolve returns what stands behind anchors, aliases and tags. An alias of nothing, or of itself, stays what it is.
+func (r *reader) resolve(n ast.Node) ast.Node {
+	for range 10 {
 		switch v := n.(type) {
 		case *ast.AnchorNode:
 			n = v.Value
 		case *ast.TagNode:
 			n = v.Value
+		case *ast.AliasNode:
+			behind, ok := r.named[v.Value.GetToken().Value]
+			if !ok {
+				return n
+			}
+			n = behind
 		default:
 			return n
 		}
 	}
+	return n
 }
 
 func null(n ast.Node) bool {
@@ -127,7 +155,7 @@ func null(n ast.Node) bool {
 
 // pairs calls each with every key and value of a mapping. What is absent has none.
 func (r *reader) pairs(n ast.Node, what string, each func(key string, k, v ast.Node)) {
-	n = resolve(n)
+	n = r.resolve(n)
 	if null(n) {
 		return
 	}
@@ -141,8 +169,9 @@ func (r *reader) pairs(n ast.Node, what string, each func(key string, k, v ast.N
 	}
 }
 
-// keys reads a mapping whose keys are known.
-func (r *reader) keys(n ast.Node, what string, known map[string]func(ast.Node)) {
+// keys reads a mapping whose keys are known, and reports whether nothing was wrong with it.
+func (r *reader) keys(n ast.Node, what string, known map[string]func(ast.Node)) bool {
+	before := len(r.found)
 	r.pairs(n, what, func(key string, k, v ast.Node) {
 		read, ok := known[key]
 		if !ok {
@@ -154,16 +183,17 @@ func (r *reader) keys(n ast.Node, what string, known map[string]func(ast.Node)) 
 			r.wrong(k, remedy, "unknown key %q in %s", key, what)
 			return
 		}
-		if !null(resolve(v)) {
+		if !null(r.resolve(v)) {
 			read(v)
 		}
 	})
+	return len(r.found) == before
 }
 
 // entries reads a mapping whose keys are names that the user gives.
 func (r *reader) entries(n ast.Node, what string, each func(name string, n ast.Node)) {
 	r.pairs(n, what, func(key string, k, v ast.Node) {
-		if null(resolve(v)) {
+		if null(r.resolve(v)) {
 			r.wrong(k, "", "%s of %s has no value", key, what)
 			return
 		}
@@ -173,7 +203,7 @@ func (r *reader) entries(n ast.Node, what string, each func(name string, n ast.N
 
 // text reads a single value as it is written: a number or a date is its text.
 func (r *reader) text(n ast.Node, what string) string {
-	n = resolve(n)
+	n = r.resolve(n)
 	switch v := n.(type) {
 	case *ast.StringNode:
 		return v.Value
@@ -200,7 +230,7 @@ func (r *reader) oneOf(n ast.Node, what string, words ...string) string {
 
 // list reads a list of values; a single value is a list of one.
 func (r *reader) list(n ast.Node, what string) []string {
-	n = resolve(n)
+	n = r.resolve(n)
 	s, ok := n.(*ast.SequenceNode)
 	if !ok {
 		if _, ok := n.(ast.ScalarNode); !ok {
@@ -211,7 +241,7 @@ func (r *reader) list(n ast.Node, what string) []string {
 	}
 	var out []string
 	for _, v := range s.Values {
-		if null(resolve(v)) {
+		if null(r.resolve(v)) {
 			r.wrong(s, "", "%s has an empty entry", what)
 			continue
 		}
