@@ -25,8 +25,11 @@ type machine struct {
 }
 
 // Next takes in what was observed and returns the status that follows with every entry that is to be in flight. It is a
-// function of its arguments alone and does not change them.
+// function of its arguments alone and does not change them. A delivery that is done stays as it is.
 func Next(spec Spec, status Status, now time.Time, obs []Observation) (Status, []Action) {
+	if status.Done {
+		return status, nil
+	}
 	m := &machine{spec: spec, s: clone(status), now: now}
 	m.begin()
 	for _, o := range obs {
@@ -65,7 +68,7 @@ func (m *machine) begin() {
 	if m.s.Targets == nil {
 		m.s.Targets = map[string]TargetStatus{}
 	}
-	if m.s.State == "" || m.s.State == Queued {
+	if m.s.Started.IsZero() {
 		m.s.State, m.s.Started = Running, m.now
 	}
 	for _, t := range m.spec.Graph.Targets {
@@ -226,8 +229,7 @@ func (m *machine) deadlines() {
 		}
 		switch {
 		case st.Cleaning, st.Phase == StepUndoing:
-			st.Deadline = time.Time{}
-			st.Entry++
+			st.enter(st.Phase)
 			m.s.Nodes[n.Path] = st
 		case st.Held:
 			m.fail(n, fmt.Sprintf("nobody decided within %s what %q means: %s", HoldFor, st.Verdict, st.Message))
@@ -269,8 +271,12 @@ func (m *machine) undone(n plan.Node, o Observation, st NodeStatus) {
 		st.Phase, st.Attempt, st.Ended, st.Message = StepUndone, 0, m.now, o.Result.Message
 	case o.Kind == Returned && o.Result.Verdict == "":
 		st.Deadline, st.Message, st.Awaits = o.Result.Deadline, o.Result.Message, o.Result.Wait
+		st.Attempt = 0
 		if st.Deadline.IsZero() {
 			st.Deadline = m.now.Add(HoldFor)
+		}
+		if st.pendingSignal() {
+			st.enter(StepUndoing)
 		}
 	default:
 		st.Attempt++

@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/plan"
 )
 
 // settle draws every conclusion that the present status allows.
 func (m *machine) settle() {
-	for m.background() || m.cancelUnreachable() || m.start() || m.undo() {
+	for m.background() || m.cancelDependants() || m.cancelUnreachable() || m.start() || m.undo() {
 	}
 	m.targets()
 	m.whole()
@@ -24,12 +25,52 @@ func (m *machine) passed(path string) bool {
 	return p == StepPassed || p == StepSkipped
 }
 
-// satisfied reports whether a step need not be waited for: it has passed, or it runs in the background.
+// satisfied reports whether a step need not be waited for: it has passed and its last entry has returned, or it runs in
+// the background.
 func (m *machine) satisfied(path string) bool {
 	if n, ok := m.node(path); ok && n.Background && m.s.Nodes[path].open() {
 		return true
 	}
-	return m.passed(path)
+	return m.passed(path) && !m.s.Nodes[path].Stopping
+}
+
+// over reports whether every step of a target that comes before the phase has passed, those in the background too: the
+// verdict of one that a person still decides on belongs to its own phase. With "" it is about the whole target.
+func (m *machine) over(target string, before plan.Phase) bool {
+	for _, n := range m.spec.Graph.Nodes {
+		if n.Target == target && (before == "" || rank(n.Phase) < rank(before)) && (!m.passed(n.Path) || m.s.Nodes[n.Path].Stopping) {
+			return false
+		}
+	}
+	return true
+}
+
+// rank orders the phases of a target.
+func rank(p plan.Phase) int {
+	return slices.Index([]plan.Phase{plan.Before, plan.Deploy, plan.After}, p)
+}
+
+// ready reports whether a phase of a target may begin: the phases before it are over, and the targets that it depends on
+// have succeeded.
+func (m *machine) ready(n plan.Node) bool {
+	if !m.over(n.Target, n.Phase) {
+		return false
+	}
+	return !slices.ContainsFunc(m.dependencies(n.Target), func(d string) bool { return !m.succeeded(d) })
+}
+
+// succeeded reports whether a target and all that it depends on are deployed, with every step after that.
+func (m *machine) succeeded(target string) bool {
+	return m.over(target, "") && !slices.ContainsFunc(m.dependencies(target), func(d string) bool { return !m.succeeded(d) })
+}
+
+func (m *machine) dependencies(target string) []string {
+	for _, t := range m.spec.Graph.Targets {
+		if t.Name == target {
+			return t.DependsOn
+		}
+	}
+	return nil
 }
 
 // phaseOver reports whether every step of the phase that is not in the background has passed.
@@ -70,6 +111,28 @@ func (m *machine) background() bool {
 	return did
 }
 
+// cancelDependants cancels the targets that wait for one that did not succeed. Targets are in an order in which each
+// comes after those that it depends on.
+func (m *machine) cancelDependants() bool {
+	did := false
+	for _, t := range m.spec.Graph.Targets {
+		ts := m.s.Targets[t.Name]
+		if ts.Failed != "" || ts.State == Cancelled {
+			continue
+		}
+		for _, d := range t.DependsOn {
+			if dep := m.s.Targets[d]; dep.Failed != "" || dep.State == Cancelled {
+				ts.State, ts.Reason = Cancelled, "target "+d+" did not succeed"
+				m.s.Targets[t.Name] = ts
+				m.stopTarget(t.Name, ts.Reason)
+				did = true
+				break
+			}
+		}
+	}
+	return did
+}
+
 // cancelUnreachable cancels the steps that can no longer start because something before them did not pass.
 func (m *machine) cancelUnreachable() bool {
 	did := false
@@ -77,29 +140,20 @@ func (m *machine) cancelUnreachable() bool {
 		if m.s.Nodes[n.Path].Phase != StepPending {
 			continue
 		}
-		why := ""
 		for _, a := range n.After {
 			switch m.s.Nodes[a].Phase {
 			case StepFailed, StepCancelled, StepUndoing, StepUndone, StepUndoFailed:
-				why = "step " + a + " did not pass"
+			default:
+				continue
 			}
-		}
-		for _, t := range m.spec.Graph.Targets {
-			if t.Name == n.Target {
-				for _, d := range t.DependsOn {
-					if ts := m.s.Targets[d]; ts.Failed != "" || ts.State == Cancelled {
-						why = "target " + d + " did not succeed"
-					}
-				}
-			}
-		}
-		if why != "" {
+			why := "step " + a + " did not pass"
 			m.end(n.Path, StepCancelled, why)
 			if t := m.s.Targets[n.Target]; !t.Undo && t.Failed == "" {
 				t.State, t.Reason = Cancelled, why
 				m.s.Targets[n.Target] = t
 			}
 			did = true
+			break
 		}
 	}
 	return did
@@ -112,7 +166,7 @@ func (m *machine) start() bool {
 		if st.Phase != StepPending || m.s.Paused || m.s.Cancel != "" {
 			continue
 		}
-		if slices.ContainsFunc(n.After, func(a string) bool { return !m.satisfied(a) }) {
+		if !m.ready(n) || slices.ContainsFunc(n.After, func(a string) bool { return !m.satisfied(a) }) {
 			continue
 		}
 		m.s.Begun++
@@ -199,11 +253,11 @@ func (m *machine) whole() {
 	}
 	switch {
 	case undoing:
-		m.s.State, m.s.Reason = RollingBack, m.reason()
+		m.s.State, m.s.Ended, m.s.Reason = RollingBack, time.Time{}, m.reason()
 	case open && m.s.Paused:
-		m.s.State = Paused
+		m.s.State, m.s.Reason = Paused, m.reason()
 	case open:
-		m.s.State = Running
+		m.s.State, m.s.Reason = Running, m.reason()
 	case m.broken() != "":
 		m.finish(Failed)
 	case m.s.Cancel != "":

@@ -33,14 +33,8 @@ func Check(spec Spec, s Status, sig Signal) error {
 			return fault.Newf(fault.Conflict, "delivery %s has ended: %s", spec.ID, s.Reason)
 		}
 	case Retry, Acknowledge:
-		if sig.Kind == Acknowledge && sig.Path != "" {
-			if st := s.Nodes[sig.Path]; st.Phase != StepUndoing || len(st.Awaits) == 0 {
-				return fault.Newf(fault.Conflict, "step %s of delivery %s waits for no acknowledgement", sig.Path, spec.ID)
-			}
-			return nil
-		}
-		if m.broken() == "" {
-			return fault.Newf(fault.Conflict, "delivery %s has no failed undo that could be retried or acknowledged", spec.ID)
+		if len(m.repairable(sig)) == 0 {
+			return fault.Newf(fault.Conflict, "delivery %s has no undo that failed or waits, which could be retried or acknowledged", spec.ID)
 		}
 	case Rollback, Promote:
 		t := sig.target()
@@ -51,21 +45,69 @@ func Check(spec Spec, s Status, sig Signal) error {
 			return fault.Newf(fault.Conflict, "target %s of delivery %s is not being deployed", t, spec.ID)
 		}
 	case Approve, Reject, Callback:
-		n, ok := m.node(sig.Path)
-		if !ok {
-			return fault.Newf(fault.NotFound, "delivery %s has no step %q", spec.ID, sig.Path)
-		}
-		st := s.Nodes[sig.Path]
-		if !st.open() {
-			return fault.Newf(fault.Conflict, "step %s is %s and no longer waits", sig.Path, st.Phase)
-		}
-		if sig.Kind != Callback && !allowed(n, sig) {
-			return fault.Newf(fault.Denied, "%s has none of the roles that may decide step %s", sig.By, sig.Path)
-		}
+		return m.checkStep(sig)
 	default:
 		return fault.Newf(fault.Invalid, "signal kind %q is not known", sig.Kind)
 	}
 	return nil
+}
+
+// checkStep says whether a step can take a signal in. A decision that nobody has asked for is refused rather than kept:
+// the first of a key wins, so the step could never be decided later.
+func (m *machine) checkStep(sig Signal) error {
+	n, ok := m.node(sig.Path)
+	if !ok {
+		return fault.Newf(fault.NotFound, "delivery %s has no step %q", m.spec.ID, sig.Path)
+	}
+	st := m.s.Nodes[sig.Path]
+	switch {
+	case st.Phase == StepPending || st.Phase == "":
+		return fault.Newf(fault.Conflict, "step %s has not begun", sig.Path)
+	case !st.open():
+		return fault.Newf(fault.Conflict, "step %s is %s and no longer waits", sig.Path, st.Phase)
+	case sig.Kind == Callback:
+		return nil
+	case !st.Held && n.Kind != plan.KindApproval && !slices.Contains(st.Awaits, sig.Key):
+		return fault.Newf(fault.Conflict, "step %s asks nobody to decide: it is %s", sig.Path, st.Phase)
+	case !allowed(n, sig):
+		return fault.Newf(fault.Denied, "%s has none of the roles that may decide step %s", person(sig), sig.Path)
+	}
+	return nil
+}
+
+// Candidates returns the steps, or for rollback and promote the targets, that a signal of the kind could mean now.
+func Candidates(spec Spec, s Status, kind string) []string {
+	var out []string
+	if kind == Rollback || kind == Promote {
+		for _, t := range spec.Graph.Targets {
+			if Check(spec, s, Signal{Kind: kind, Path: t.Name}) == nil {
+				out = append(out, t.Name)
+			}
+		}
+		return out
+	}
+	for _, n := range spec.Graph.Nodes {
+		// Who may decide is not the question here.
+		sig := Signal{Key: kind + "/" + n.Path, Kind: kind, Path: n.Path, Data: map[string]string{"roles": "owner"}}
+		if Check(spec, s, sig) == nil {
+			out = append(out, n.Path)
+		}
+	}
+	return out
+}
+
+// repairable returns the steps whose undo a person may try again or acknowledge: it has failed, or it waits.
+func (m *machine) repairable(sig Signal) []string {
+	var out []string
+	for _, n := range m.spec.Graph.Nodes {
+		st := m.s.Nodes[n.Path]
+		broken := st.Phase == StepUndoFailed && !m.s.Accepted
+		waits := st.Phase == StepUndoing && (!st.Deadline.IsZero() || sig.Path == n.Path)
+		if (broken || waits) && (sig.Path == "" || sig.Path == n.Path) {
+			out = append(out, n.Path)
+		}
+	}
+	return out
 }
 
 // target returns the target that a signal means: its path is the target's name.
@@ -97,7 +139,7 @@ func (m *machine) deploying(target string) bool {
 	for _, n := range m.spec.Graph.Nodes {
 		begun = begun || n.Target == target && n.Phase == plan.Deploy && m.s.Nodes[n.Path].Order > 0
 	}
-	return begun && m.s.Targets[target].Failed == "" && !m.phaseOver(target, plan.Deploy)
+	return begun && m.s.Targets[target].Failed == "" && !m.over(target, plan.After)
 }
 
 func (m *machine) signal(sig Signal) {
@@ -112,22 +154,32 @@ func (m *machine) signal(sig Signal) {
 		}
 	case Promote:
 		m.promote(sig.target(), person(sig))
-	case Retry:
-		if p := m.broken(); p != "" {
-			st := m.s.Nodes[p]
-			st.Attempt = 0
-			st.enter(StepUndoing)
-			m.s.Nodes[p] = st
-		}
-	case Acknowledge:
-		if sig.Path != "" {
-			m.acknowledge(sig)
-			return
-		}
-		m.s.Accepted = m.broken() != ""
+	case Retry, Acknowledge:
+		m.repair(sig)
 	default:
 		m.deliver(sig)
 	}
+}
+
+// repair goes on with undos that have failed or wait: a retry enters them again, an acknowledgement is handed to those that
+// asked for it and leaves those that failed as they are.
+func (m *machine) repair(sig Signal) {
+	accept := false
+	for _, p := range m.repairable(sig) {
+		st := m.s.Nodes[p]
+		broken := st.Phase == StepUndoFailed
+		if broken && sig.Kind == Acknowledge {
+			accept = true
+			continue
+		}
+		st.Signals = append(st.Signals, sig)
+		if broken || !st.Deadline.IsZero() {
+			st.Attempt = 0
+			st.enter(StepUndoing)
+		}
+		m.s.Nodes[p] = st
+	}
+	m.s.Accepted = m.s.Accepted || accept
 }
 
 func person(s Signal) string {
@@ -141,22 +193,32 @@ func (m *machine) cancel(sig Signal) {
 	if m.s.State.Final() || m.s.Cancel != "" {
 		return
 	}
-	m.s.Cancel = "cancelled by " + person(sig)
 	for _, t := range slices.Sorted(maps.Keys(m.s.Targets)) {
 		ts := m.s.Targets[t]
-		if m.deploying(t) {
-			m.failTarget(t, plan.Deploy, "its deployment was under way")
+		if ts.Failed != "" || m.over(t, "") || !m.unfinished(t) {
 			continue
 		}
-		if ts.Failed == "" && ts.State != Succeeded && ts.State != Cancelled {
+		m.s.Cancel = "cancelled by " + person(sig)
+		switch {
+		case m.deploying(t):
+			m.failTarget(t, plan.Deploy, "its deployment was under way")
+			continue
+		case m.has(t, plan.Deploy) && m.over(t, plan.After):
+			ts.Failed, ts.State, ts.Reason = plan.After, Failed, "the steps after its deployment were cancelled"
+		default:
 			ts.State = Cancelled
-			if m.has(t, plan.Deploy) && m.phaseOver(t, plan.Deploy) {
-				ts.Failed, ts.State, ts.Reason = plan.After, Failed, "the steps after its deployment were cancelled"
-			}
-			m.s.Targets[t] = ts
-			m.stopTarget(t, m.s.Cancel)
 		}
+		m.s.Targets[t] = ts
+		m.stopTarget(t, m.s.Cancel)
 	}
+}
+
+// unfinished reports whether something of the target has yet to end.
+func (m *machine) unfinished(target string) bool {
+	return slices.ContainsFunc(m.spec.Graph.Nodes, func(n plan.Node) bool {
+		st := m.s.Nodes[n.Path]
+		return n.Target == target && (st.open() || st.Phase == StepPending)
+	})
 }
 
 // promote skips what is left of the canary's steps: all that come before a promotion and change no version.
@@ -201,7 +263,8 @@ func (m *machine) acknowledge(sig Signal) {
 func (m *machine) deliver(sig Signal) {
 	for _, n := range m.spec.Graph.Nodes {
 		st := m.s.Nodes[n.Path]
-		if !st.open() || sig.Path != n.Path && !slices.Contains(st.Awaits, sig.Key) {
+		undoing := st.Phase == StepUndoing
+		if !st.open() && !undoing || sig.Path != n.Path && !slices.Contains(st.Awaits, sig.Key) {
 			continue
 		}
 		if sig.Kind != Callback && !allowed(n, sig) {
@@ -216,8 +279,12 @@ func (m *machine) deliver(sig Signal) {
 			continue
 		}
 		st.Signals = append(st.Signals, sig)
-		if st.Phase == StepWaiting && (sig.Path == n.Path || slices.Contains(st.Awaits, sig.Key)) && st.Attempt == 0 {
-			st.enter(StepRunning)
+		if waits := st.Phase == StepWaiting || undoing && !st.Deadline.IsZero(); waits && st.Attempt == 0 {
+			phase := StepRunning
+			if undoing {
+				phase = StepUndoing
+			}
+			st.enter(phase)
 		}
 		m.s.Nodes[n.Path] = st
 	}
