@@ -1,0 +1,99 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/config"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/platform/local"
+	"github.com/sluice-cd/sluice/internal/volume"
+	"github.com/sluice-cd/sluice/internal/volume/reflink"
+)
+
+// connectWithin is how long an account may take until it can be used.
+const connectWithin = time.Minute
+
+// accounts reaches the configured accounts when they are first used, and keeps them.
+type accounts struct {
+	ctx context.Context // of the program: the ports that steps are given take none
+	o   Options
+
+	mu   sync.Mutex
+	open map[string]*account
+}
+
+type account struct {
+	mu      sync.Mutex
+	by      *config.Config // the configuration that it was connected by
+	local   *local.Platform
+	volumes volume.Driver
+}
+
+func newAccounts(ctx context.Context, o Options) *accounts {
+	return &accounts{ctx: ctx, o: o, open: map[string]*account{}}
+}
+
+func (a *accounts) platform(name string) (platform.Platform, error) {
+	k, err := a.connected(name)
+	if err != nil {
+		return nil, err
+	}
+	return k.local, nil
+}
+
+func (a *accounts) volumes(name string) (volume.Driver, error) {
+	k, err := a.connected(name)
+	if err != nil {
+		return nil, err
+	}
+	return k.volumes, nil
+}
+
+// connected returns an account, connected anew where the configuration has changed: its images may have.
+func (a *accounts) connected(name string) (*account, error) {
+	c := a.o.Config.Current()
+	configured, err := c.Account(name)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	k, ok := a.open[name]
+	if !ok {
+		k = &account{}
+		a.open[name] = k
+	}
+	a.mu.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.by == c {
+		return k, nil
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, connectWithin)
+	defer cancel()
+	dir := AccountDir(a.o.Dir, configured)
+	p, err := local.Connect(ctx, local.Config{Dir: dir, Account: name, Images: c.Images,
+		NodeCommand: slices.Concat(a.o.Self, []string{"local-node", "--dir", dir})})
+	if err != nil {
+		return nil, fmt.Errorf("account %s: %w", name, err)
+	}
+	k.by, k.local = c, p
+	if k.volumes == nil {
+		k.volumes = reflink.New(p, name)
+	}
+	return k, nil
+}
+
+// AccountDir is where a local account keeps its processes' files and its volumes.
+func AccountDir(dataDir string, a config.Account) string {
+	if a.Directory != "" {
+		return a.Directory
+	}
+	return filepath.Join(dataDir, "accounts", strings.ReplaceAll(url.PathEscape(a.Name), ".", "%2E"))
+}

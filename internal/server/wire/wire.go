@@ -1,0 +1,110 @@
+// Package wire puts Sluice together: it makes the platforms, volumes, engines and metric providers that a configuration
+// names, the steps that work with them, and the server that carries deliveries out.
+package wire
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/config"
+	"github.com/sluice-cd/sluice/internal/metrics"
+	"github.com/sluice-cd/sluice/internal/metrics/prometheus"
+	"github.com/sluice-cd/sluice/internal/server"
+	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/step/data"
+	"github.com/sluice-cd/sluice/internal/store/sqlite"
+)
+
+// Options say what is put together.
+type Options struct {
+	Dir    string   // data directory, absolute
+	Listen string   // stronger than the configuration's, "" leaves it to that
+	Config *Live    // what is configured, as it changes
+	Self   []string // the command of this program, whose hidden commands are run: local-node, quiesce-helper
+	Log    *slog.Logger
+}
+
+// Serve runs the server of a data directory until ctx ends or a client ends it.
+func Serve(ctx context.Context, o Options) error {
+	c := o.Config.Current()
+	listen := o.Listen
+	if listen == "" {
+		listen = c.Server.Listen
+	}
+	srv, err := server.Open(server.Options{Dir: o.Dir, Listen: listen, ExternalURL: c.Server.ExternalURL, Log: o.Log,
+		Roles: func(user string) []string { return o.Config.Current().RolesOf(user) }})
+	if err != nil {
+		return err
+	}
+	defer srv.Close()
+	st, err := sqlite.Open(ctx, filepath.Join(o.Dir, "sluice.db"))
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	ports := Ports(ctx, o, srv.Callback)
+	return srv.Run(ctx, server.Work{Store: st, Steps: Steps(ports, o.Dir)})
+}
+
+// Ports returns what steps work with. ctx ends when the program does; callback makes the URLs that webhooks are given.
+func Ports(ctx context.Context, o Options, callback func(key string) string) step.Ports {
+	a := newAccounts(ctx, o)
+	return step.Ports{
+		Platform: a.platform,
+		Volumes:  a.volumes,
+		Engine:   engineOf(Engines(o.Self)),
+		Metrics:  func(name string) (metrics.Provider, error) { return provider(o.Config.Current(), name) },
+		Secret:   func(name string) (string, error) { return o.Config.Current().Secret(name) },
+		Callback: callback,
+		HTTP:     client(),
+	}
+}
+
+// Steps returns every step that is built, by kind. Their reports and what does not fit into memory go below dir.
+func Steps(p step.Ports, dir string) map[string]step.Step {
+	all := step.Simple(p)
+	maps.Copy(all, data.Steps(p, data.Options{Reports: filepath.Join(dir, "reports"), Spill: filepath.Join(dir, "spill")}))
+	return all
+}
+
+// client sends webhooks. Each part of a request has its time, so that a receiver that hangs is an error and not a silence.
+func client() *http.Client {
+	return &http.Client{
+		Timeout: time.Minute,
+		Transport: &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+			TLSHandshakeTimeout:   10 * time.Second,
+			ResponseHeaderTimeout: 30 * time.Second,
+			IdleConnTimeout:       90 * time.Second,
+			MaxIdleConns:          100,
+			ForceAttemptHTTP2:     true,
+		},
+	}
+}
+
+// provider makes a configured metric provider. Its secrets are read at each request and kept nowhere.
+func provider(c *config.Config, name string) (metrics.Provider, error) {
+	p, err := c.MetricProvider(name)
+	if err != nil {
+		return nil, err
+	}
+	pc := prometheus.Config{URL: p.URL, User: p.User}
+	if p.Password != nil {
+		pc.Password = p.Password.Value
+	}
+	if p.Bearer != nil {
+		pc.Bearer = p.Bearer.Value
+	}
+	made, err := prometheus.New(pc)
+	if err != nil {
+		return nil, fmt.Errorf("metric provider %s: %w", p.Name, err)
+	}
+	return made, nil
+}
