@@ -70,7 +70,7 @@ func (a *authenticated) RoundTrip(r *http.Request) (*http.Response, error) {
 func (p *Provider) Query(ctx context.Context, query string, at time.Time) ([]metrics.Sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	v, _, err := p.api.Query(ctx, query, at)
+	v, _, _, err := p.api.Query(ctx, query, at)
 	if err != nil {
 		return nil, kind(err)
 	}
