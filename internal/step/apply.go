@@ -2,6 +2,7 @@ package step
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -13,7 +14,42 @@ import (
 
 // applied is what steps keep that change objects: what was there before.
 type applied struct {
+	Begun   bool              `json:"begun,omitempty"` // the platform may have been asked
+	Ended   bool              `json:"ended,omitempty"` // it has answered: Changes is all that it changed
 	Changes []platform.Change `json:"changes,omitempty"`
+}
+
+// change has the platform change objects, with a record before and after.
+func change(ctx context.Context, c Call, do func() ([]platform.Change, error)) error {
+	s, err := read[applied](c.Saved)
+	if err != nil {
+		return err
+	}
+	if !s.Begun {
+		s.Begun = true
+		if err := c.Save(ctx, s); err != nil {
+			return err
+		}
+	}
+	changes, err := do()
+	if err != nil && (ctx.Err() != nil || fault.Is(err, fault.Transient)) {
+		return err
+	}
+	return errors.Join(err, c.Save(ctx, applied{Begun: true, Ended: true, Changes: changes}))
+}
+
+// changed returns what change has changed. Where the step was ended before the platform's answer was kept, the same call
+// with the same key tells it: a platform that has done it says what it did, another one does it now, to be taken back.
+func changed(ctx context.Context, c Call, again func() ([]platform.Change, error)) ([]platform.Change, error) {
+	s, err := read[applied](c.Saved)
+	if err != nil || !s.Begun || s.Ended {
+		return s.Changes, err
+	}
+	changes, err := again()
+	if err != nil && (ctx.Err() != nil || fault.Is(err, fault.Transient)) {
+		return nil, err
+	}
+	return changes, nil // one that refuses has changed nothing but what it says
 }
 
 // apply applies objects and waits until they are ready.
@@ -41,12 +77,8 @@ func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	changes, err := p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a))
-	if err != nil {
+	if err := change(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a)) }); err != nil {
 		return verdict(ctx, err)
-	}
-	if err := c.Save(ctx, applied{changes}); err != nil {
-		return Outcome{}, err
 	}
 	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
@@ -54,14 +86,9 @@ func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
 	return Done(delivery.Pass, fmt.Sprintf("%d objects are ready", len(a.Objects))), nil
 }
 
-// Undo puts back what was there. Applied with the same key, the platform tells what it changed even where a crash came
-// before it could be saved.
+// Undo puts back what was there.
 func (st apply) Undo(ctx context.Context, c Call) (Outcome, error) {
 	a, err := read[plan.ApplyArgs](c.Args)
-	if err != nil {
-		return Outcome{}, err
-	}
-	s, err := read[applied](c.Saved)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -69,11 +96,15 @@ func (st apply) Undo(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if err := p.Revert(ctx, c.Key+"/revert", s.Changes); err != nil {
+	changes, err := changed(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a)) })
+	if err != nil {
+		return Outcome{}, err
+	}
+	if err := p.Revert(ctx, c.Key+"/revert", changes); err != nil {
 		return Outcome{}, err
 	}
 	var back []manifest.Ref
-	for _, ch := range s.Changes {
+	for _, ch := range changes {
 		if ch.PreImage != nil && ch.Ref.Kind != "Job" {
 			back = append(back, ch.Ref)
 		}
@@ -120,12 +151,8 @@ func (st startCanary) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	changes, err := s.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a))
-	if err != nil {
+	if err := change(ctx, c, func() ([]platform.Change, error) { return s.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a)) }); err != nil {
 		return verdict(ctx, err)
-	}
-	if err := c.Save(ctx, applied{changes}); err != nil {
-		return Outcome{}, err
 	}
 	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
@@ -139,22 +166,24 @@ func (st startCanary) Undo(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	s, err := read[applied](c.Saved)
+	p, shift, err := st.shifter(a.Account)
 	if err != nil {
 		return Outcome{}, err
 	}
-	p, shift, err := st.shifter(a.Account)
+	changes, err := changed(ctx, c, func() ([]platform.Change, error) {
+		return shift.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a))
+	})
 	if err != nil {
 		return Outcome{}, err
 	}
 	if err := shift.Abort(ctx, c.Key+"/abort", refs(a.Objects, a.Namespace)); err != nil {
 		return Outcome{}, err
 	}
-	if err := p.Revert(ctx, c.Key+"/revert", s.Changes); err != nil {
+	if err := p.Revert(ctx, c.Key+"/revert", changes); err != nil {
 		return Outcome{}, err
 	}
 	var back []manifest.Ref
-	for _, ch := range s.Changes {
+	for _, ch := range changes {
 		if !ch.Created {
 			back = append(back, ch.Ref)
 		}
