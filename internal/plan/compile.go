@@ -15,6 +15,7 @@ import (
 const (
 	readyWithin = 30 * time.Minute // Armory's limit for pods to become ready
 	exposedFor  = 5 * time.Minute
+	keptFor     = 30 * 24 * time.Hour // a checkpoint
 )
 
 // Input is what a plan is made of.
@@ -31,7 +32,7 @@ type Input struct {
 
 // Compile makes the graph. Its nodes are in an order in which they could run one after another.
 func Compile(in Input) (Graph, error) {
-	c := &compiler{in: in, f: in.File, rehearsals: map[string]string{}, ends: map[string][]string{}}
+	c := &compiler{in: in, f: in.File, rehearsals: map[string]string{}, ends: map[string][]string{}, means: map[string][]string{}}
 	c.g = Graph{Application: in.File.Application, Context: merged(in.File.Context, in.Context)}
 	order, err := c.order()
 	if err != nil {
@@ -51,6 +52,7 @@ type compiler struct {
 	g          Graph
 	rehearsals map[string]string   // database → path of the rehearsal
 	ends       map[string][]string // target → every node that must have passed before a dependant starts
+	means      map[string][]string // target → the targets of the plan that a dependant of it waits for
 }
 
 func merged(maps ...map[string]string) map[string]string {
@@ -92,6 +94,12 @@ func (c *compiler) order() ([]deployfile.Target, error) {
 		state[t.Name] = 2
 		if len(c.in.Targets) == 0 || slices.Contains(c.in.Targets, t.Name) {
 			out = append(out, t)
+			c.means[t.Name] = []string{t.Name}
+			return nil
+		}
+		// A target that is left out still stands between the others.
+		for _, d := range t.DependsOn {
+			c.means[t.Name] = append(c.means[t.Name], c.means[d]...)
 		}
 		return nil
 	}
@@ -110,29 +118,21 @@ func (c *compiler) order() ([]deployfile.Target, error) {
 
 // target compiles one target.
 func (c *compiler) target(t deployfile.Target) error {
-	b := &targetPlan{c: c, t: t, objects: c.in.Objects[t.Name]}
-	b.site = Site{Account: t.Account, Namespace: t.Namespace}
-	if c.in.Account != "" {
-		b.site.Account = c.in.Account
-	}
+	b := &targetPlan{c: c, t: t, objects: c.in.Objects[t.Name], site: c.site(t), copies: map[string]string{}, marks: map[string]string{}}
 	if b.site.Account == "" {
 		return fault.WithRemedy(fault.Newf(fault.Invalid, "it has no account"), "write account: in the target, or give --account")
 	}
-	if b.site.Namespace == "" {
-		b.site.Namespace = "default"
-		for _, o := range b.objects {
-			if ns := o.GetNamespace(); ns != "" {
-				b.site.Namespace = ns
-				break
-			}
-		}
+	if err := manifest.Unique(b.objects, b.site.Namespace); err != nil {
+		return err
 	}
 	target := Target{Name: t.Name, Account: b.site.Account, Namespace: b.site.Namespace}
 	var after []string
 	for _, d := range t.DependsOn {
-		if ends, ok := c.ends[d]; ok {
-			target.DependsOn = append(target.DependsOn, d)
-			after = append(after, ends...)
+		for _, n := range c.means[d] {
+			if !slices.Contains(target.DependsOn, n) {
+				target.DependsOn = append(target.DependsOn, n)
+				after = append(after, c.ends[n]...)
+			}
 		}
 	}
 	c.g.Targets = append(c.g.Targets, target)
@@ -152,7 +152,44 @@ func (c *compiler) target(t deployfile.Target) error {
 			c.ends[t.Name] = append(c.ends[t.Name], n.Path)
 		}
 	}
+	if len(c.ends[t.Name]) == 0 {
+		// Nothing is done in it, so that a dependant waits for what it would have waited for.
+		c.ends[t.Name] = after
+	}
 	return nil
+}
+
+// site is where a target is deployed: without a namespace of its own, in that of its first manifest that names one.
+func (c *compiler) site(t deployfile.Target) Site {
+	s := Site{Account: t.Account, Namespace: t.Namespace}
+	if c.in.Account != "" {
+		s.Account = c.in.Account
+	}
+	for _, o := range c.in.Objects[t.Name] {
+		if s.Namespace == "" {
+			s.Namespace = o.GetNamespace()
+		}
+	}
+	if s.Namespace == "" {
+		s.Namespace = "default"
+	}
+	return s
+}
+
+// precedes reports whether the step of a path must have passed before one that waits for others can start.
+func (c *compiler) precedes(path string, after []string) bool {
+	before := map[string]bool{}
+	for _, a := range after {
+		before[a] = true
+	}
+	for _, n := range slices.Backward(c.g.Nodes) {
+		if before[n.Path] {
+			for _, a := range n.After {
+				before[a] = true
+			}
+		}
+	}
+	return before[path]
 }
 
 // targetPlan is one target being compiled.

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/deployfile"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -14,12 +15,21 @@ import (
 // deploy compiles the deploy phase: the databases first, in the order that keeps their data, then what uses them.
 func (b *targetPlan) deploy(after []string) ([]string, error) {
 	rest := b.objects
+	if slices.ContainsFunc(b.c.f.Data.Databases, func(d deployfile.Database) bool { return b.copies[d.Name] != "" || b.ships(d) }) {
+		// What every workload needs must be there before the first database.
+		var first []manifest.Object
+		first, rest = partition(rest, manifest.Object.Foundation)
+		var err error
+		if after, err = b.apply("prepare", first, after); err != nil {
+			return nil, err
+		}
+	}
 	for _, d := range b.c.f.Data.Databases {
 		var err error
 		switch {
 		case b.copies[d.Name] != "":
 			rest, after, err = b.onTheCopy(d, rest, after)
-		case d.Target == b.t.Name && b.ships(d):
+		case b.ships(d):
 			rest, after, err = b.behindTheFence(d, rest, after)
 		}
 		if err != nil {
@@ -48,10 +58,10 @@ func (b *targetPlan) strategy() (deployfile.Strategy, bool) {
 	return deployfile.Strategy{}, false
 }
 
-// ships reports whether the target's manifests hold the database's workload.
+// ships reports whether the database runs in this target and its manifests hold the workload.
 func (b *targetPlan) ships(d deployfile.Database) bool {
 	db, _, err := b.database(d.Name)
-	return err == nil && slices.ContainsFunc(b.objects, func(o manifest.Object) bool {
+	return err == nil && d.Target == b.t.Name && slices.ContainsFunc(b.objects, func(o manifest.Object) bool {
 		return o.GetKind() == db.Workload.Kind && o.GetName() == db.Workload.Name
 	})
 }
@@ -97,7 +107,7 @@ func (b *targetPlan) onTheCopy(d deployfile.Database, rest []manifest.Object, af
 	if err != nil {
 		return nil, nil, err
 	}
-	a.Timeout = readyWithin
+	a.Timeout = b.timeout()
 	rest = without(rest, a.Objects)
 	path, err := b.add(Deploy, "deploy/"+d.Name+"/apply", "start "+d.Name+" on the copy", KindApplyDatabase, a, after)
 	if err != nil {
@@ -109,12 +119,40 @@ func (b *targetPlan) onTheCopy(d deployfile.Database, rest []manifest.Object, af
 	if after, err = b.apply(d.Name+"/migrate", slices.Concat(configs, jobs), after); err != nil {
 		return nil, nil, err
 	}
+	if d.MarkAfter != "" {
+		migrator, err := b.markAfter(d, rest)
+		if err != nil {
+			return nil, nil, err
+		}
+		rest = without(rest, migrator)
+		if after, err = b.apply(d.Name+"/markAfter", migrator, after); err != nil {
+			return nil, nil, err
+		}
+	}
 	path, err = b.add(Deploy, "deploy/"+d.Name+"/mark", "mark "+d.Name, KindMarkData, a, after)
 	if err != nil {
 		return nil, nil, err
 	}
 	b.marks[d.Name] = path
 	return rest, []string{path}, nil
+}
+
+// markAfter returns the workload that migrates at its own start, with the Services that select it: they belong before the
+// mark.
+func (b *targetPlan) markAfter(d deployfile.Database, rest []manifest.Object) ([]manifest.Object, error) {
+	_, name, ok := strings.Cut(d.MarkAfter, "/")
+	if !ok {
+		name = d.MarkAfter
+	}
+	i := slices.IndexFunc(rest, func(o manifest.Object) bool {
+		return o.GetName() == name && (o.GetKind() == "Deployment" || o.GetKind() == "StatefulSet")
+	})
+	if i < 0 {
+		return nil, fault.Newf(fault.NotFound, "database %s: markAfter names %q, which is no workload of target %s", d.Name, d.MarkAfter, b.t.Name)
+	}
+	template, _, err := rest[i].PodTemplate()
+	own, _ := partition(rest, func(o manifest.Object) bool { return o.Ref() == rest[i].Ref() || o.Selects(template.Labels) })
+	return own, err
 }
 
 // behindTheFence upgrades production's database.
@@ -130,8 +168,11 @@ func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Objec
 	rest = without(rest, own)
 	jobs, rest := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Job" })
 	prefix := "deploy/" + d.Name
-	a := DataArgs{Database: db, To: b.site, Group: b.t.Name + "/" + prefix, Objects: slices.Concat(own, jobs), Rehearsal: b.c.rehearsals[d.Name],
-		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, MaxLost: d.Upgrade.MaxLost, Timeout: readyWithin}
+	a := DataArgs{Database: db, To: b.site, Group: b.t.Name + "/" + prefix, Objects: slices.Concat(own, jobs),
+		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, MaxLost: d.Upgrade.MaxLost, Timeout: b.timeout()}
+	if r := b.c.rehearsals[d.Name]; r != "" && b.c.precedes(r, after) {
+		a.Rehearsal = r
+	}
 	if a.Contract, err = b.contract(d.Upgrade.Contract); err != nil {
 		return nil, nil, err
 	}
@@ -160,8 +201,13 @@ func (b *targetPlan) apply(name string, objects []manifest.Object, after []strin
 	return []string{path}, err
 }
 
+// timeout is how long pods may take to become ready.
+func (b *targetPlan) timeout() time.Duration {
+	return orElse(b.c.f.DeploymentConfig.Timeout, readyWithin)
+}
+
 func (b *targetPlan) applyArgs(objects []manifest.Object) ApplyArgs {
-	a := ApplyArgs{Account: b.site.Account, Namespace: b.site.Namespace, Objects: objects, Timeout: orElse(b.c.f.DeploymentConfig.Timeout, readyWithin)}
+	a := ApplyArgs{Account: b.site.Account, Namespace: b.site.Namespace, Objects: objects, Timeout: b.timeout()}
 	w := b.where()
 	a.Annotate = map[string]string{"deploy.armory.io/application": w.Application, "deploy.armory.io/deployment-id": b.c.in.Delivery,
 		"deploy.armory.io/environment": w.Target, "deploy.armory.io/replica-set-name": w.ReplicaSetName}
@@ -189,7 +235,7 @@ func summary(objects []manifest.Object) string {
 
 // shift brings the new version of the Deployments up beside the old one and moves the traffic as the strategy says.
 func (b *targetPlan) shift(s deployfile.Strategy, deployments []manifest.Object, after []string) ([]string, error) {
-	w := WeightArgs{Account: b.site.Account, Namespace: b.site.Namespace, Timeout: orElse(b.c.f.DeploymentConfig.Timeout, readyWithin)}
+	w := WeightArgs{Account: b.site.Account, Namespace: b.site.Namespace, Timeout: b.timeout()}
 	for _, d := range deployments {
 		w.Deployments = append(w.Deployments, manifest.Ref{Kind: "Deployment", Namespace: b.site.Namespace, Name: d.GetName()})
 	}

@@ -104,6 +104,11 @@ func (b *targetPlan) webhook(ph Phase, path string, s *deployfile.RunWebhook, af
 			a.Agent = b.site.Account
 		}
 	}
+	if strings.EqualFold(w.NetworkMode, "remoteNetworkAgent") {
+		if a.Agent = w.AgentIdentifier; a.Agent == "" {
+			a.Agent = b.site.Account
+		}
+	}
 	for _, h := range w.Headers {
 		a.Headers = append(a.Headers, Header{Key: h.Key, Value: h.Value})
 	}
@@ -140,7 +145,11 @@ func (b *targetPlan) analysis(ph Phase, path string, s *deployfile.Analysis, aft
 		a.Counts = &CountsArgs{CanaryTotal: s.Counts.CanaryTotal, CanaryBad: s.Counts.CanaryBad, StableTotal: s.Counts.StableTotal, StableBad: s.Counts.StableBad,
 			Provider: provider(), Alpha: s.Counts.Alpha, Margin: s.Counts.Margin, MinRequests: s.Counts.MinRequests}
 	}
-	return b.add(ph, path+"-analysis", "analysis "+strings.Join(s.Queries, ", "), KindAnalysis, a, after, func(n *Node) {
+	title := "analysis " + strings.Join(s.Queries, ", ")
+	if s.Counts != nil {
+		title = "analysis of counted requests"
+	}
+	return b.add(ph, path+"-analysis", title, KindAnalysis, a, after, func(n *Node) {
 		n.Background, n.OnInconclusive = s.Background, s.OnInconclusive
 	})
 }
@@ -159,10 +168,11 @@ func (b *targetPlan) database(name string) (Database, deployfile.Database, error
 		if d.Name != name {
 			continue
 		}
-		site, err := b.c.siteOf(d.Target)
-		if err != nil {
-			return Database{}, d, fmt.Errorf("database %s: %w", name, err)
+		i := slices.IndexFunc(b.c.f.Targets, func(t deployfile.Target) bool { return t.Name == d.Target })
+		if i < 0 {
+			return Database{}, d, fault.Newf(fault.Invalid, "database %s: its target %q does not exist", name, d.Target)
 		}
+		site := b.c.site(b.c.f.Targets[i])
 		kind, workload, ok := strings.Cut(d.Workload, "/")
 		kinds := map[string]string{"statefulset": "StatefulSet", "deployment": "Deployment"}
 		if !ok || kinds[strings.ToLower(kind)] == "" {
@@ -174,29 +184,13 @@ func (b *targetPlan) database(name string) (Database, deployfile.Database, error
 	return Database{}, deployfile.Database{}, fault.Newf(fault.Invalid, "there is no database named %q in data.databases", name)
 }
 
-func (c *compiler) siteOf(target string) (Site, error) {
-	for _, t := range c.f.Targets {
-		if t.Name == target {
-			s := Site{Account: t.Account, Namespace: t.Namespace}
-			if c.in.Account != "" {
-				s.Account = c.in.Account
-			}
-			if s.Namespace == "" {
-				s.Namespace = "default"
-			}
-			return s, nil
-		}
-	}
-	return Site{}, fault.Newf(fault.Invalid, "its target %q does not exist", target)
-}
-
 // dataStep compiles the steps that touch data.
 func (b *targetPlan) dataStep(ph Phase, path string, s deployfile.Step, after []string) (string, error) {
 	switch {
 	case s.CopyData != nil:
 		return b.copyData(ph, path, s.CopyData, after)
 	case s.VerifyData != nil:
-		a, err := b.copied(s.VerifyData.Database)
+		a, err := b.marked("verifyData", s.VerifyData.Database)
 		if err != nil {
 			return "", err
 		}
@@ -207,7 +201,7 @@ func (b *targetPlan) dataStep(ph Phase, path string, s deployfile.Step, after []
 		a.Checks = b.checks(s.VerifyData.Database)
 		return b.add(ph, path+"-verifyData", "verify "+s.VerifyData.Database, KindVerifyData, a, after)
 	case s.RehearseRollback != nil:
-		a, err := b.copied(s.RehearseRollback.Database)
+		a, err := b.marked("rehearseRollback", s.RehearseRollback.Database)
 		if err != nil {
 			return "", err
 		}
@@ -218,7 +212,11 @@ func (b *targetPlan) dataStep(ph Phase, path string, s deployfile.Step, after []
 			jobs = slices.Sorted(maps.Keys(b.c.in.Jobs))
 		}
 		for _, j := range jobs {
-			a.Jobs = append(a.Jobs, b.c.in.Jobs[j]...)
+			objects, ok := b.c.in.Jobs[j]
+			if !ok {
+				return "", fault.Newf(fault.Invalid, "there is no job named %q in data.jobs", j)
+			}
+			a.Jobs = append(a.Jobs, objects...)
 		}
 		p, err := b.add(ph, path+"-rehearse", "rehearse the way back of "+a.Database.Name, KindRehearse, a, after)
 		b.c.rehearsals[a.Database.Name] = p
@@ -228,10 +226,24 @@ func (b *targetPlan) dataStep(ph Phase, path string, s deployfile.Step, after []
 		if err != nil {
 			return "", err
 		}
-		a := DataArgs{Database: db, To: b.site, Name: s.CheckpointData.Name, TTL: s.CheckpointData.TTL, Timeout: readyWithin}
+		a := DataArgs{Database: db, To: b.site, Name: s.CheckpointData.Name, TTL: orElse(s.CheckpointData.TTL, keptFor),
+			Timeout: readyWithin}
 		return b.add(ph, path+"-checkpoint", "checkpoint "+db.Name, KindCheckpointData, a, after)
 	}
-	return "", fault.Newf(fault.Invalid, "this step is not built yet")
+	return "", fault.Newf(fault.Invalid, "%s", unbuilt(s))
+}
+
+// unbuilt says why a step that the dialect knows cannot be planned here.
+func unbuilt(s deployfile.Step) string {
+	switch {
+	case s.SetWeight != nil:
+		return "setWeight belongs in the steps of a canary"
+	case s.MaskData != nil:
+		return "maskData needs masking, which is not built yet"
+	case s.RestoreData != nil:
+		return "restoreData is not built yet as a step"
+	}
+	return "the step does nothing"
 }
 
 // application reports whether an object belongs to the application beside the database: it is neither the database's
@@ -278,11 +290,11 @@ func (b *targetPlan) copyData(ph Phase, path string, s *deployfile.CopyData, aft
 	if err != nil {
 		return "", err
 	}
+	if b.copies[db.Name] != "" {
+		return "", fault.Newf(fault.Invalid, "database %s is copied into this target twice", db.Name)
+	}
 	p, err := b.add(ph, path+"-copyData", "copy "+db.Name, KindCopyData,
 		CopyArgs{Database: db, To: b.site, Replace: s.Replace, MaxHold: s.MaxHold, Timeout: orElse(s.Timeout, readyWithin), Objects: own}, after)
-	if b.copies == nil {
-		b.copies, b.marks = map[string]string{}, map[string]string{}
-	}
 	b.copies[db.Name] = p
 	return p, err
 }
@@ -299,4 +311,13 @@ func (b *targetPlan) copied(name string) (DataArgs, error) {
 	}
 	own, err := b.split(db)
 	return DataArgs{Database: db, To: b.site, CopyPath: b.copies[name], MarkPath: b.marks[name], Objects: own}, err
+}
+
+// marked is copied for the steps that need the mark, which stands once the database of the target is deployed.
+func (b *targetPlan) marked(step, name string) (DataArgs, error) {
+	a, err := b.copied(name)
+	if err == nil && a.MarkPath == "" {
+		err = fault.WithRemedy(fault.Newf(fault.Invalid, "%s of %s comes before the change that it checks", step, name), "move it to afterDeployment")
+	}
+	return a, err
 }

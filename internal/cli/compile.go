@@ -1,0 +1,238 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/config"
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/deployfile"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/step/data"
+)
+
+// compile makes the plan of a delivery: it reads the deploy file, refuses what is wrong or not built yet, loads the
+// manifests and describes every step.
+func (a *app) compile(f startFlags, id string) (delivery.Spec, error) {
+	body, err := readDeployFile(f.file)
+	if err != nil {
+		return delivery.Spec{}, err
+	}
+	file, findings := deployfile.Parse(f.file, body)
+	if file != nil && !findings.HasErrors() {
+		findings = append(findings, deployfile.Unbuilt(file)...)
+	}
+	if err := findings.Write(a.errs, f.file, body); err != nil {
+		return delivery.Spec{}, err
+	}
+	if file == nil || findings.HasErrors() {
+		return delivery.Spec{}, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is refused", f.file), "mend what is named above; sluice validate tells more")
+	}
+	if f.application != "" {
+		file.Application = f.application
+	}
+	if file.Application == "" {
+		return delivery.Spec{}, fault.WithRemedy(fault.Newf(fault.Invalid, "%s names no application", f.file), "write application: in it, or give -n NAME")
+	}
+	m := load(f.file, file)
+	for _, w := range m.warnings {
+		fmt.Fprintln(a.errs, "warning:", w)
+	}
+	if err := m.err(f.file); err != nil {
+		return delivery.Spec{}, err
+	}
+	graph, err := plan.Compile(plan.Input{File: file, Delivery: id, Objects: m.objects, Jobs: m.jobs, Context: f.context, Account: f.account, Targets: f.targets})
+	if err != nil {
+		return delivery.Spec{}, fmt.Errorf("%s: %w", f.file, err)
+	}
+	if err := describe(&graph); err != nil {
+		return delivery.Spec{}, err
+	}
+	spec := delivery.Spec{ID: id, Application: file.Application, Graph: graph, Context: graph.Context, CreatedAt: time.Now().UTC(), File: string(body),
+		EnqueueOne: strings.EqualFold(file.DeploymentConfig.IfDeploymentInProgress, "enqueueOne")}
+	if u, err := user.Current(); err == nil {
+		spec.By = u.Username
+	}
+	return spec, nil
+}
+
+func readDeployFile(path string) ([]byte, error) {
+	if strings.Contains(path, "://") {
+		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "a deploy file at a URL is not built yet: %s", path), "fetch it first and name the file")
+	}
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the deploy file: %w", err)
+	}
+	return body, nil
+}
+
+// describe lets the step of each kind say what it will do. A kind that no code does is refused by its name.
+func describe(g *plan.Graph) error {
+	steps := step.Simple(step.Ports{})
+	maps.Copy(steps, data.Steps(step.Ports{}, data.Options{}))
+	for i, n := range g.Nodes {
+		s, ok := steps[n.Kind]
+		if !ok {
+			return fault.Newf(fault.Invalid, "step %s: %s is not built yet", n.Path, n.Kind)
+		}
+		d, err := s.Plan(n)
+		if err != nil {
+			return fmt.Errorf("step %s: %w", n.Path, err)
+		}
+		g.Nodes[i].Description = d
+	}
+	return nil
+}
+
+// material is what a deploy file refers to.
+type material struct {
+	objects  map[string][]manifest.Object // by target, in the order in which they can be applied
+	jobs     map[string][]manifest.Object // by name in data.jobs
+	problems []problem
+	warnings []string
+}
+
+// problem is something that a deploy file refers to and that is missing or wrong.
+type problem struct {
+	pos deployfile.Pos
+	err error
+}
+
+func (p problem) missing() bool { return fault.Is(p.err, fault.NotFound) }
+
+// err returns the problems as one error, nil if there is none.
+func (m *material) err(path string) error {
+	var errs []error
+	for _, p := range m.problems {
+		errs = append(errs, fmt.Errorf("%s:%d: %w", path, p.pos.Line, p.err))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fault.Newf(fault.Invalid, "%w", err)
+	}
+	return nil
+}
+
+// folders are where relative paths of a deploy file lead: the workspace of a CI job or else the working directory, as
+// Armory's program reads them, and then the folder of the file.
+func folders(path string) []string {
+	first := "."
+	if w := os.Getenv("GITHUB_WORKSPACE"); w != "" {
+		first = w
+	}
+	return []string{first, filepath.Dir(path)}
+}
+
+// load reads everything that a deploy file refers to. The bodies of webhooks that are files become part of the file.
+func load(path string, f *deployfile.File) *material {
+	m := &material{objects: map[string][]manifest.Object{}, jobs: map[string][]manifest.Object{}}
+	in := folders(path)
+	for _, x := range f.Manifests {
+		objects := m.read(x.Pos, path, in, x.Path, x.Inline)
+		for _, t := range f.Targets {
+			if len(x.Targets) == 0 || slices.Contains(x.Targets, t.Name) {
+				m.objects[t.Name] = append(m.objects[t.Name], objects...)
+			}
+		}
+	}
+	for t, objects := range m.objects {
+		m.objects[t] = manifest.Order(objects)
+	}
+	for _, j := range f.Data.Jobs {
+		m.jobs[j.Name] = m.read(j.Pos, path, in, j.Path, j.Inline)
+	}
+	for i, w := range f.Webhooks {
+		if w.BodyPath == "" {
+			continue
+		}
+		p, _, err := manifest.Find(w.BodyPath, in...)
+		if err == nil {
+			var body []byte
+			body, err = os.ReadFile(p)
+			f.Webhooks[i].Body = string(body)
+		}
+		if err != nil {
+			m.problems = append(m.problems, problem{w.Pos, fmt.Errorf("the body of webhook %s: %w", w.Name, err)})
+		}
+	}
+	return m
+}
+
+func (m *material) read(pos deployfile.Pos, file string, in []string, path, inline string) []manifest.Object {
+	if inline != "" {
+		objects, err := manifest.Parse(fmt.Sprintf("%s:%d inline", file, pos.Line), []byte(inline))
+		if err != nil {
+			m.problems = append(m.problems, problem{pos, err})
+		}
+		return objects
+	}
+	p, others, err := manifest.Find(path, in...)
+	if err != nil {
+		m.problems = append(m.problems, problem{pos, err})
+		return nil
+	}
+	for _, o := range others {
+		m.warnings = append(m.warnings, fmt.Sprintf("%s:%d: %s is used, although %s exists, too", file, pos.Line, p, o))
+	}
+	objects, err := manifest.Load(p)
+	if err != nil {
+		m.problems = append(m.problems, problem{pos, err})
+	}
+	return objects
+}
+
+// unready names what a plan needs and the configuration that is seen from here lacks.
+func (a *app) unready(g plan.Graph) ([]error, error) {
+	c, err := config.Load(a.config)
+	if err != nil {
+		return nil, err
+	}
+	needs, err := g.Needs()
+	if err != nil {
+		return nil, err
+	}
+	var lacks []error
+	for _, n := range needs.Accounts {
+		_, err := c.Account(n)
+		lacks = append(lacks, err)
+	}
+	for _, n := range needs.Providers {
+		_, err := c.MetricProvider(n)
+		lacks = append(lacks, err)
+	}
+	for _, n := range needs.Secrets {
+		if _, ok := c.Secrets[n]; !ok {
+			// The value is not read: it may be there for the server alone.
+			_, err := c.Secret(n)
+			lacks = append(lacks, err)
+		}
+	}
+	return slices.DeleteFunc(lacks, func(err error) bool { return err == nil }), nil
+}
+
+// again gives a plan that was made for one delivery to another one. The id of a delivery is 16 random digits, so that it
+// stands only where it is meant.
+func again(s delivery.Spec, id string) delivery.Spec {
+	old := s.ID
+	s.Graph.Nodes = slices.Clone(s.Graph.Nodes)
+	for i, n := range s.Graph.Nodes {
+		n.Args = bytes.ReplaceAll(n.Args, []byte(old), []byte(id))
+		if len(old) >= 8 {
+			n.Args = bytes.ReplaceAll(n.Args, []byte(old[:8]), []byte(id[:8]))
+		}
+		s.Graph.Nodes[i] = n
+	}
+	s.ID, s.CreatedAt = id, time.Now().UTC()
+	return s
+}

@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/plan"
+)
+
+// planID stands for the id that a delivery would get.
+const planID = "00000000plan0000"
+
+func (a *app) planCommand() *cobra.Command {
+	var f startFlags
+	c := &cobra.Command{
+		Use:   "plan -f FILE",
+		Short: "Show what a delivery would do, step by step, and how it would be undone",
+		Long: `Plan reads the deploy file and its manifests and prints every step: what it waits for, what it does, how it is undone, and where
+the point of no return is. Nothing is contacted and nothing changes.
+
+Exit code: 0 it can be started, 1 something is refused, 2 wrong usage or an unreadable file.`,
+		Args: noArguments,
+		RunE: func(*cobra.Command, []string) error {
+			if f.file == "" {
+				return &exit{exitUnable, errors.New("give the deploy file with -f FILE")}
+			}
+			spec, err := a.compile(f, planID)
+			if err != nil {
+				return unreadable(err)
+			}
+			lacks, err := a.unready(spec.Graph)
+			if err != nil {
+				return unreadable(err)
+			}
+			for _, l := range lacks {
+				fmt.Fprintln(a.errs, "warning: before it can start:", l)
+			}
+			return a.show(viewOf(spec), func(w io.Writer) error { return writePlan(w, spec) })
+		},
+	}
+	f.bind(c)
+	return c
+}
+
+// unreadable gives errors of reading files the exit code of what could not be told; a refusal keeps its own.
+func unreadable(err error) error {
+	if fault.KindOf(err) == "" {
+		return &exit{exitUnable, err}
+	}
+	return err
+}
+
+// planView is a plan as programs read it. It leaves out the arguments of the steps: they hold whole manifests, and
+// Secrets among them.
+type planView struct {
+	Application string            `json:"application"`
+	Context     map[string]string `json:"context,omitempty"`
+	Targets     []targetView      `json:"targets"`
+}
+
+type targetView struct {
+	plan.Target
+	Steps []stepView `json:"steps"`
+}
+
+type stepView struct {
+	Path           string     `json:"path"`
+	Title          string     `json:"title"`
+	Phase          plan.Phase `json:"phase"`
+	Type           string     `json:"type"`
+	After          []string   `json:"after,omitempty"`
+	OnInconclusive string     `json:"onInconclusive,omitempty"`
+	Background     bool       `json:"background,omitempty"`
+	plan.Description
+}
+
+func viewOf(s delivery.Spec) planView {
+	v := planView{Application: s.Application, Context: s.Context, Targets: []targetView{}}
+	for _, t := range s.Graph.Targets {
+		tv := targetView{Target: t, Steps: []stepView{}}
+		for _, n := range s.Graph.Nodes {
+			if n.Target == t.Name {
+				tv.Steps = append(tv.Steps, stepView{n.Path, n.Title, n.Phase, n.Kind, n.After, n.OnInconclusive, n.Background, n.Description})
+			}
+		}
+		v.Targets = append(v.Targets, tv)
+	}
+	return v
+}
+
+// consequence says what a failure in a phase means.
+var consequence = map[plan.Phase]string{
+	plan.Before: "if one fails, %s is not changed",
+	plan.Deploy: "if one fails, what was begun here is undone, last first",
+	plan.After:  "if one fails, %s keeps the new version and what depends on it is cancelled",
+}
+
+// writePlan prints the graph for people. Steps have numbers, by which the others name them.
+func writePlan(w io.Writer, s delivery.Spec) error {
+	p := &planWriter{w: w, numbers: map[string]int{}, nodes: map[string]plan.Node{}}
+	for i, n := range s.Graph.Nodes {
+		p.numbers[n.Path], p.nodes[n.Path] = i+1, n
+	}
+	p.line("%s: %s, %s", s.Application, count(len(s.Graph.Targets), "target"), count(len(s.Graph.Nodes), "step"))
+	for _, k := range slices.Sorted(maps.Keys(s.Context)) {
+		p.line("  context %s=%s", k, s.Context[k])
+	}
+	for _, t := range s.Graph.Targets {
+		p.line("")
+		p.line("%s (account %s, namespace %s)", t.Name, t.Account, t.Namespace)
+		if len(t.DependsOn) > 0 {
+			p.line("  starts when all of %s has passed", strings.Join(t.DependsOn, " and of "))
+		}
+		var ph plan.Phase
+		for _, n := range s.Graph.Nodes {
+			if n.Target != t.Name {
+				continue
+			}
+			if n.Phase != ph {
+				ph = n.Phase
+				text := consequence[ph]
+				if strings.Contains(text, "%s") {
+					text = fmt.Sprintf(text, t.Name)
+				}
+				p.line("  %s: %s", ph, text)
+			}
+			p.step(n)
+		}
+	}
+	return p.err
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// planWriter writes and remembers the first error.
+type planWriter struct {
+	w       io.Writer
+	err     error
+	numbers map[string]int
+	nodes   map[string]plan.Node
+}
+
+func (p *planWriter) line(format string, args ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format+"\n", args...)
+	}
+}
+
+func (p *planWriter) step(n plan.Node) {
+	title := n.Title
+	if n.Background {
+		title += " (in the background until the phase is over)"
+	}
+	p.line("  %3d  %-44s %s", p.numbers[n.Path], title, n.Path)
+	if after := p.after(n); after != "" {
+		p.line("         after      %s", after)
+	}
+	d := n.Description
+	p.line("         does       %s", d.Does)
+	if d.WaitsFor != "" {
+		p.line("         waits for  %s", d.WaitsFor)
+	}
+	if d.UndoneBy != "" {
+		p.line("         undone by  %s", d.UndoneBy)
+	}
+	if n.OnInconclusive != "" {
+		p.line("         when it cannot be told: %s", n.OnInconclusive)
+	}
+	if d.NoReturnAfter {
+		p.line("       ──── point of no return: the cheapest way back ends here ────")
+	}
+}
+
+// after names the steps of the same target that must have passed.
+func (p *planWriter) after(n plan.Node) string {
+	var numbers []int
+	for _, a := range n.After {
+		if p.nodes[a].Target == n.Target {
+			numbers = append(numbers, p.numbers[a])
+		}
+	}
+	slices.Sort(numbers)
+	var parts []string
+	for _, i := range numbers {
+		parts = append(parts, fmt.Sprint(i))
+	}
+	return strings.Join(parts, ", ")
+}
