@@ -26,6 +26,8 @@ type File struct {
 	TrafficManagement []TrafficManagement
 	DeploymentConfig  DeploymentConfig
 	Data              Data
+	// Substitutions are secrets that are named outside of webhooks, queries and connections.
+	Substitutions []Substitution
 }
 
 // Target is one environment.

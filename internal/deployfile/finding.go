@@ -1,0 +1,116 @@
+package deployfile
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// Severity says how bad a finding is.
+type Severity string
+
+// The severities. A file with an Error is refused; a Warning is probably a mistake; a Note says what is ignored or how
+// something is understood.
+const (
+	Error   Severity = "error"
+	Warning Severity = "warning"
+	Note    Severity = "note"
+)
+
+// Finding is one thing that was found in a deploy file.
+type Finding struct {
+	Severity Severity `json:"severity"`
+	Pos
+	Message    string `json:"message"`
+	Suggestion string `json:"suggestion,omitempty"`
+}
+
+// Findings are sorted by their place in the file.
+type Findings []Finding
+
+// HasErrors reports whether the file is refused.
+func (f Findings) HasErrors() bool {
+	return slices.ContainsFunc(f, func(x Finding) bool { return x.Severity == Error })
+}
+
+// sorted returns the findings by place, and each only once: an anchor that is used twice is read twice.
+func (f Findings) sorted() Findings {
+	slices.SortStableFunc(f, func(a, b Finding) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	seen := map[Finding]bool{}
+	return slices.DeleteFunc(f, func(x Finding) bool {
+		again := seen[x]
+		seen[x] = true
+		return again
+	})
+}
+
+// inlinePassword is the password of a URL; people write them into deploy files, and a finding must not carry them on
+// into the log of a CI job.
+var inlinePassword = regexp.MustCompile(`(://[^:/@\s{}]*:)[^@\s{}]+@`)
+
+// Write prints each finding with the offending line and a caret under the place.
+func (f Findings) Write(w io.Writer, path string, body []byte) error {
+	lines := splitLines(body)
+	for _, x := range f {
+		if _, err := fmt.Fprintf(w, "%s:%d:%d: %s: %s\n", path, x.Line, x.Column, x.Severity, x.Message); err != nil {
+			return err
+		}
+		if x.Line >= 1 && x.Line <= len(lines) {
+			line, caret := excerpt(lines[x.Line-1], x.Column)
+			if _, err := fmt.Fprintf(w, "  %s\n  %s\n", line, caret); err != nil {
+				return err
+			}
+		}
+		if x.Suggestion != "" {
+			if _, err := fmt.Fprintf(w, "  suggestion: %s\n", x.Suggestion); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// excerpt returns a line as it may be shown on a terminal, and a line with a caret under the column. Of a long line it
+// shows the part around the column.
+func excerpt(line string, column int) (shown, caret string) {
+	const before, most = 80, 140
+	runes := []rune(line)
+	from := 0
+	if column-1 > before && len(runes) > most {
+		from = column - 1 - before
+	}
+	to := min(len(runes), from+most)
+	from = min(from, to)
+	for i, r := range runes[:to] {
+		if r != '\t' && !unicode.IsPrint(r) {
+			runes[i] = '\ufffd'
+		}
+	}
+	shown = inlinePassword.ReplaceAllString(string(runes[from:to]), "${1}***@")
+	var pad strings.Builder
+	for i := from; i < min(column-1, to); i++ {
+		if runes[i] == '\t' {
+			pad.WriteByte('\t')
+		} else {
+			pad.WriteByte(' ')
+		}
+	}
+	return shown, pad.String() + "^"
+}
+
+// splitLines returns the lines without their ends. Positions count them like this, too.
+func splitLines(body []byte) []string {
+	return strings.Split(string(normalise(body)), "\n")
+}
+
+// normalise makes every line end in a single newline and takes a byte order mark away.
+func normalise(body []byte) []byte {
+	s := strings.TrimPrefix(string(body), "\ufeff")
+	return []byte(strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(s))
+}

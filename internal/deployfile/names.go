@@ -1,0 +1,98 @@
+package deployfile
+
+import "slices"
+
+// names is a kind of things that are declared by name and referred to by name.
+type names struct {
+	what    string   // for messages
+	section string   // where they are declared
+	twice   Severity // a name that is declared twice
+	missing Severity // a name that is used and not declared
+}
+
+// The kinds of names. Where old files really refer to nothing, without harm, that is a warning.
+var (
+	targetNames     = names{"target", "targets", Error, Error}
+	manifestTargets = names{"target", "targets", Error, Warning}
+	strategyNames   = names{"strategy", "strategies", Error, Warning}
+	queryNames      = names{"query", "analysis.queries", Warning, Error}
+	webhookNames    = names{"webhook", "webhooks", Warning, Error}
+	databaseNames   = names{"database", "data.databases", Error, Error}
+	contractNames   = names{"contract", "data.contracts", Error, Error}
+	checkNames      = names{"check", "data.checks", Error, Error}
+	maskNames       = names{"mask", "data.masks", Error, Error}
+	jobNames        = names{"job", "data.jobs", Error, Error}
+)
+
+// naming is one place where a name stands.
+type naming struct {
+	names
+	name     string
+	at       Pos
+	strategy string // in which strategy it is used
+	effect   string // what a missing one means, for warnings
+}
+
+// declares is the name of a thing.
+func declares(dst *string, of names) value {
+	v := textOf(dst)
+	return value{schema: v.schema, read: func(r *reader, n *node) {
+		if v.read(r, n); *dst != "" {
+			r.declare(of, *dst, n.at)
+		}
+	}}
+}
+
+func (r *reader) declare(of names, name string, at Pos) {
+	r.declared = append(r.declared, naming{names: of, name: name, at: at})
+}
+
+// refersTo is the name of a thing that is declared elsewhere. The effect says what comes of it if it is not, where that
+// is a warning only.
+func refersTo(dst *string, of names, effect string) value {
+	v := textOf(dst)
+	return value{schema: v.schema, read: func(r *reader, n *node) {
+		if v.read(r, n); *dst != "" {
+			r.used = append(r.used, naming{names: of, name: *dst, at: n.at, strategy: r.strategy, effect: effect})
+		}
+	}}
+}
+
+// references is refersTo for the items of a list.
+func references(dst *[]string, of names, effect string) value {
+	return listOf(dst, func(s *string) value { return refersTo(s, of, effect) })
+}
+
+// resolve compares the names that are used with those that are declared.
+func (r *reader) resolve(f *File) {
+	known := map[string][]string{} // section → names
+	first := map[string]Pos{}      // section/name
+	for _, d := range r.declared {
+		id := d.section + "/" + d.name
+		if p, twice := first[id]; twice {
+			r.add(d.twice, d.at, "rename one of them", "there is a %s %q in line %d already; the first one counts", d.what, d.name, p.Line)
+			continue
+		}
+		first[id] = d.at
+		known[d.section] = append(known[d.section], d.name)
+	}
+	for _, u := range r.used {
+		if slices.Contains(known[u.section], u.name) {
+			continue
+		}
+		severity, effect := u.missing, u.effect
+		if u.strategy != "" && !f.uses(u.strategy) {
+			severity, effect = Warning, ", but no target uses this strategy"
+		}
+		suggestion := didYouMean(u.name, known[u.section])
+		if suggestion == "" {
+			suggestion = "declare it under " + u.section
+		}
+		r.add(severity, u.at, suggestion, "there is no %s named %q%s", u.what, u.name, effect)
+	}
+}
+
+// uses reports whether a target has the strategy.
+func (f *File) uses(strategy string) bool {
+	return slices.ContainsFunc(f.Targets, func(t Target) bool { return t.Strategy == strategy })
+}

@@ -1,0 +1,190 @@
+package deployfile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// fields are the keys that a mapping may have. A declaration fills them in; reading and the schema both go by it.
+type fields struct {
+	at         Pos  // of the mapping, while reading
+	blank      bool // an empty value stands for the mapping
+	complained bool // a key was refused
+	what       string // what a key is, for messages; "key"
+	keys       []*field
+	then       []func(r *reader)
+}
+
+// field is one key of a mapping.
+type field struct {
+	name    string
+	doc     string
+	value   value
+	must    bool
+	aliases []string
+	gone    string // why an old key is ignored
+	misfit  string // why the key may not stand here
+	blank   bool   // an empty value is an empty mapping
+	at      Pos    // of the key, zero while it was not seen
+	node    *node  // what stood there
+}
+
+func (f *field) seen() bool { return f.at != Pos{} }
+
+// key declares a key with what it means.
+func (o *fields) key(name string, v value, doc string) *field {
+	f := &field{name: name, doc: doc, value: v}
+	o.keys = append(o.keys, f)
+	return f
+}
+
+// old declares a key that old files hold and nothing reads.
+func (o *fields) old(name, why string) {
+	o.keys = append(o.keys, &field{name: name, doc: "Ignored: " + why, gone: why, value: anything()})
+}
+
+// required refuses a mapping without the key.
+func (f *field) required() *field { f.must = true; return f }
+
+// alias declares another spelling, from older files.
+func (f *field) alias(names ...string) *field { f.aliases = append(f.aliases, names...); return f }
+
+// unless refuses the key for a reason, if there is one.
+func (f *field) unless(reason string) *field { f.misfit = reason; return f }
+
+// orEmpty reads an empty value as an empty mapping.
+func (f *field) orEmpty() *field { f.blank = true; return f }
+
+// check is called after the keys have been read.
+func (o *fields) check(f func(r *reader)) { o.then = append(o.then, f) }
+
+// object is a mapping with declared keys. Its name is the definition's in the schema.
+func object(name, doc string, declare func(o *fields)) value {
+	return value{
+		read: func(r *reader, n *node) {
+			if n.kind != mapping && n.kind != null {
+				r.want(n, "a mapping", "")
+				return
+			}
+			o := &fields{at: n.key, blank: n.kind == null}
+			declare(o)
+			o.read(r, n)
+		},
+		schema: func(d defs) schema { return d.define(name, doc, declare) },
+	}
+}
+
+func (o *fields) read(r *reader, n *node) {
+	before := r.errors()
+	for _, p := range n.pairs {
+		f, old := o.find(p.name)
+		switch {
+		case f == nil:
+			r.unknownKey(o, n, p)
+		case f.gone != "":
+			r.notef(p.at, "", "%s is ignored: %s", p.name, f.gone)
+		case f.misfit != "":
+			r.errorf(p.at, "", "%s", f.misfit)
+		case f.seen():
+			r.errorf(p.at, "remove one of the two", "%s and %s mean the same", p.name, f.name)
+		default:
+			if old {
+				r.notef(p.at, fmt.Sprintf("write %s", f.name), "%s is an old spelling of %s", p.name, f.name)
+			}
+			f.at, f.node = p.at, p.value
+			if p.value.kind != null || f.blank {
+				f.value.read(r, p.value)
+			}
+		}
+	}
+	for _, f := range o.keys {
+		if f.must && (f.node == nil || f.node.kind == null) {
+			r.errorf(o.at, fmt.Sprintf("add `%s: …`", f.name), "%s needs %s", n.label, f.name)
+		}
+	}
+	o.complained = r.errors() > before
+	for _, then := range o.then {
+		then(r)
+	}
+}
+
+// find returns the field of a key, and whether the key is an old spelling of it.
+func (o *fields) find(name string) (f *field, old bool) {
+	for _, f := range o.keys {
+		if f.name == name {
+			return f, false
+		}
+		if slices.Contains(f.aliases, name) {
+			return f, true
+		}
+	}
+	return nil, false
+}
+
+func (r *reader) unknownKey(o *fields, n *node, p pair) {
+	if o.what != "" {
+		r.errorf(p.at, o.suggest(p.name), "there is no %s %q", o.what, p.name)
+		return
+	}
+	r.errorf(p.at, o.suggest(p.name), "%s has no key %q", n.label, p.name)
+}
+
+func (o *fields) suggest(name string) string {
+	var names []string
+	for _, f := range o.keys {
+		if f.gone == "" && f.misfit == "" {
+			names = append(names, f.name)
+		}
+	}
+	return didYouMean(name, names)
+}
+
+// didYouMean returns the nearest of the words that may be meant, else all of them.
+func didYouMean(word string, words []string) string {
+	if w := nearest(word, words); w != "" {
+		return fmt.Sprintf("did you mean %s?", w)
+	}
+	if len(words) == 0 {
+		return ""
+	}
+	return "known here: " + strings.Join(words, ", ")
+}
+
+// nearest returns the word that a misspelled one may mean, "" where none is near.
+func nearest(word string, words []string) string {
+	best, most := "", max(1, len([]rune(word))/3)+1
+	for _, w := range words {
+		d := distance(strings.ToLower(word), strings.ToLower(w))
+		if d < most {
+			best, most = w, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters to insert, remove, replace, or exchange with their neighbour, to turn one word into another.
+func distance(a, b string) int {
+	x, y := []rune(a), []rune(b)
+	d := make([][]int, len(x)+1)
+	for i := range d {
+		d[i] = make([]int, len(y)+1)
+		d[i][0] = i
+	}
+	for j := range d[0] {
+		d[0][j] = j
+	}
+	for i := 1; i <= len(x); i++ {
+		for j := 1; j <= len(y); j++ {
+			cost := 1
+			if x[i-1] == y[j-1] {
+				cost = 0
+			}
+			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, d[i-1][j-1]+cost)
+			if i > 1 && j > 1 && x[i-1] == y[j-2] && x[i-2] == y[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
+		}
+	}
+	return d[len(x)][len(y)]
+}
