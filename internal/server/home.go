@@ -148,7 +148,7 @@ func listen(dir, address string) (net.Listener, error) {
 // insist listens on a port that somebody may be about to give up: a server that has just ended, or an outgoing connection
 // to which the kernel has lent it.
 func insist(address string) (net.Listener, error) {
-	over := time.Now().Add(5 * time.Second)
+	over := time.Now().Add(2 * time.Second)
 	for {
 		l, err := net.Listen("tcp", address)
 		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(over) {

@@ -1,0 +1,297 @@
+package server_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/server"
+	"github.com/sluice-cd/sluice/internal/store"
+)
+
+func TestUnauthorized(t *testing.T) {
+	c, dir := inProcess(t, server.Options{})
+	start(t, c, spec("one", node(t, "a", plan.KindApproval, plan.ApprovalArgs{})))
+	url := info(t, c).URL
+	ask := func(method, path, authorization string) (int, string) {
+		req, err := http.NewRequestWithContext(limited(t), method, url+path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if authorization != "" {
+			req.Header.Set("Authorization", authorization)
+		}
+		return do(t, req)
+	}
+	right := token(t, dir)
+	for _, route := range []string{"GET /api/v1/deliveries", "POST /api/v1/deliveries", "GET /api/v1/deliveries/one", "GET /api/v1/deliveries/one/watch",
+		"GET /api/v1/deliveries/one/journal", "POST /api/v1/deliveries/one/signals", "GET /api/v1/server", "POST /api/v1/server/stop", "GET /api/", "DELETE /api/v2/x"} {
+		method, path, _ := strings.Cut(route, " ")
+		for _, wrong := range []string{"", "Bearer", "Bearer ", "Bearer x" + right[1:], "Bearer " + right + "x", "Basic " + right, right} {
+			if code, text := ask(method, path, wrong); code != http.StatusUnauthorized || strings.Contains(text, right) {
+				t.Errorf("%s with %q answers %d %s", route, wrong, code, text)
+			}
+		}
+	}
+	if code, text := ask("GET", "/api/v1/deliveries", "Bearer "+right); code != http.StatusOK || !strings.Contains(text, `"one"`) {
+		t.Errorf("with the token: %d %s", code, text)
+	}
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		if code, text := ask("GET", path, ""); code != http.StatusOK {
+			t.Errorf("%s answers %d %s", path, code, text)
+		}
+	}
+}
+
+func TestSecretsAreTheOwners(t *testing.T) {
+	_, dir := inProcess(t, server.Options{})
+	for _, name := range []string{"api.token", "callback.key", "server.sock", "server.lock"} {
+		i, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %v", name, i.Mode())
+		}
+	}
+}
+
+func TestErrorsKeepTheirKind(t *testing.T) {
+	c, _ := inProcess(t, server.Options{})
+	waiting := node(t, "a", plan.KindApproval, plan.ApprovalArgs{})
+	one := spec("one", waiting)
+	start(t, c, one)
+	two := spec("two", waiting)
+	two.Application = one.Application
+	err := c.Start(limited(t), two)
+	if running, ok := errors.AsType[*store.ErrRunning](err); !ok || running.ID != "one" || running.Application != one.Application {
+		t.Errorf("a second delivery of the application: %v", err)
+	}
+	if err := c.Start(limited(t), spec("bad", node(t, "x", "unheardOf", nil))); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "unheardOf") {
+		t.Errorf("a step that is not built: %v", err)
+	}
+	if _, err := c.Get(limited(t), "none/../one"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("get: %v", err)
+	}
+	if _, err := c.Journal(limited(t), "none"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("journal: %v", err)
+	}
+	if err := c.Watch(limited(t), "none", func(server.Event) {}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("watch: %v", err)
+	}
+	if _, err := c.Signal(limited(t), "one", delivery.Signal{Key: "k", Kind: delivery.Approve, Path: "b"}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("signal: %v", err)
+	}
+	forged := delivery.Signal{Key: "callback/a", Kind: delivery.Callback, Path: "a", Data: map[string]string{"success": "true"}}
+	if _, err := c.Signal(limited(t), "one", forged); !fault.Is(err, fault.Denied) {
+		t.Errorf("a callback by the API: %v", err)
+	}
+}
+
+// TestStartTwice: a client that did not hear the answer asks again.
+func TestStartTwice(t *testing.T) {
+	c, _ := inProcess(t, server.Options{})
+	s := spec("one", node(t, "a", plan.KindApproval, plan.ApprovalArgs{}))
+	s.CreatedAt = s.CreatedAt.AddDate(2000, 0, 0)
+	start(t, c, s)
+	start(t, c, s)
+	s.Graph.Context = map[string]string{"another": "delivery"}
+	if err := c.Start(limited(t), s); err == nil {
+		t.Error("another delivery of the same id was taken for the first")
+	}
+	all, err := c.List(limited(t))
+	if err != nil || len(all) != 1 {
+		t.Errorf("%d deliveries, %v", len(all), err)
+	}
+}
+
+func TestWhoApproves(t *testing.T) {
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _ := inProcess(t, server.Options{})
+	start(t, c, spec("one", node(t, "a", plan.KindApproval, plan.ApprovalArgs{Roles: []string{"dba"}})))
+	until(t, c, "one", waits("a"))
+	// The owner of the data directory may always; what the client says of itself does not count.
+	won, err := c.Signal(limited(t), "one", delivery.Signal{Key: "approve/a", Kind: delivery.Approve, Path: "a", By: "mallory", Data: map[string]string{"roles": "intern"}})
+	if err != nil || !won {
+		t.Fatal(won, err)
+	}
+	d := until(t, c, "one", done)
+	sig := d.Status.Nodes["a"].Signals
+	if len(sig) != 1 || sig[0].By != me.Username || sig[0].Data["roles"] != "owner" || d.Status.State != delivery.Succeeded {
+		t.Errorf("%s: %+v", d.Status.State, sig)
+	}
+}
+
+// userEnv makes the test binary be a client of that directory that approves.
+const userEnv = "SLUICE_TEST_APPROVE"
+
+// askAsAnother approves step a of delivery one and prints the error.
+func askAsAnother() {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	c, err := server.Connect(ctx, os.Getenv(userEnv))
+	if err == nil {
+		_, err = c.Signal(ctx, "one", delivery.Signal{Key: "approve/a", Kind: delivery.Approve, Path: "a", By: "root", Data: map[string]string{"roles": "owner,dba"}})
+	}
+	fmt.Println(err)
+}
+
+// TestRolesOfAnotherUser approves as another user of the machine, who is let to the socket. It needs root to become one.
+func TestRolesOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become another user; TestWhoApproves has covered this one's own roles")
+	}
+	name := os.Getenv("SLUICE_TEST_USER")
+	if name == "" {
+		name = "sluice-test"
+	}
+	other, err := user.Lookup(name)
+	if err != nil {
+		t.Fatalf("the tests need a user to run servers as: useradd --system %s (%v)", name, err)
+	}
+	var roles atomic.Pointer[map[string][]string]
+	roles.Store(&map[string][]string{name: {"intern"}})
+	c, dir := inProcess(t, server.Options{Roles: func(u string) []string { return (*roles.Load())[u] }})
+	start(t, c, spec("one", node(t, "a", plan.KindApproval, plan.ApprovalArgs{Roles: []string{"dba"}})))
+	until(t, c, "one", waits("a"))
+	approve := func() string {
+		t.Helper()
+		uid, _ := strconv.Atoi(other.Uid)
+		gid, _ := strconv.Atoi(other.Gid)
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(limited(t), self)
+		cmd.Env = []string{userEnv + "=" + dir}
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	open(t, dir)
+	if out := approve(); !strings.Contains(out, "no server runs") {
+		t.Errorf("another user reached the socket: %s", out)
+	}
+	if err := os.Chmod(filepath.Join(dir, "server.sock"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if out := approve(); !strings.Contains(out, name+" has none of the roles") {
+		t.Errorf("without the role: %s", out)
+	}
+	roles.Store(&map[string][]string{name: {"intern", "dba"}})
+	if out := approve(); strings.TrimSpace(out) != "<nil>" {
+		t.Errorf("with the role: %s", out)
+	}
+	d := until(t, c, "one", done)
+	if sig := d.Status.Nodes["a"].Signals; len(sig) != 1 || sig[0].By != name || sig[0].Data["roles"] != "intern,dba" {
+		t.Errorf("%+v", sig)
+	}
+}
+
+// open lets others pass through the folders above a directory, and run this binary.
+func open(t *testing.T, dir string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{dir, self} {
+		for ; p != "/"; p = filepath.Dir(p) {
+			i, err := os.Stat(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(p, os.TempDir()+"/") {
+				if err := os.Chmod(p, i.Mode()|0o055); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	c, _ := inProcess(t, server.Options{})
+	scrape := func() []string {
+		req, err := http.NewRequestWithContext(limited(t), http.MethodGet, info(t, c).URL+"/metrics", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, text := do(t, req)
+		var series []string
+		for line := range strings.Lines(text) {
+			if !strings.HasPrefix(line, "#") {
+				s, _, _ := strings.Cut(line, " ")
+				series = append(series, s)
+			}
+		}
+		return series
+	}
+	run := func(id string) {
+		start(t, c, spec(id, node(t, "p", plan.KindPause, plan.PauseArgs{For: 1})))
+		until(t, c, id, done)
+		if _, err := c.Get(limited(t), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("first")
+	scrape()
+	before := scrape()
+	for i := range 5 {
+		run("another-" + strconv.Itoa(i))
+	}
+	after := scrape()
+	for _, s := range after {
+		if !strings.HasPrefix(s, "sluice_") && !strings.HasPrefix(s, "go_") && !strings.HasPrefix(s, "process_") {
+			t.Errorf("a metric is not Sluice's: %s", s)
+		}
+		if !slices.Contains(before, s) {
+			t.Errorf("deliveries make new series: %s", s)
+		}
+	}
+	if !slices.Contains(after, `sluice_deliveries_ended_total{state="succeeded"}`) {
+		t.Errorf("no count of deliveries in %v", after)
+	}
+}
+
+func TestJournal(t *testing.T) {
+	c, _ := inProcess(t, server.Options{})
+	start(t, c, spec("one", node(t, "p", plan.KindPause, plan.PauseArgs{For: 1})))
+	until(t, c, "one", done)
+	records, err := c.Journal(limited(t), "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []string
+	for _, r := range records {
+		kinds = append(kinds, r.Kind)
+		if !json.Valid(r.Data) {
+			t.Errorf("record %d: %s", r.Seq, r.Data)
+		}
+	}
+	if kinds[0] != "created" || !slices.Contains(kinds, "intent") || !slices.Contains(kinds, "outcome") {
+		t.Errorf("%v", kinds)
+	}
+}
