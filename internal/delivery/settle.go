@@ -26,12 +26,17 @@ func (m *machine) passed(path string) bool {
 }
 
 // satisfied reports whether a step need not be waited for: it has passed and its last entry has returned, or it runs in
-// the background.
+// the background. A step that was skipped passes on what it would have waited for.
 func (m *machine) satisfied(path string) bool {
-	if n, ok := m.node(path); ok && n.Background && m.s.Nodes[path].open() {
+	n, _ := m.node(path)
+	st := m.s.Nodes[path]
+	if n.Background && st.open() {
 		return true
 	}
-	return m.passed(path) && !m.s.Nodes[path].Stopping
+	if st.Phase == StepSkipped && slices.ContainsFunc(n.After, func(a string) bool { return !m.satisfied(a) }) {
+		return false
+	}
+	return m.passed(path) && !st.Stopping
 }
 
 // over reports whether every step of a target that comes before the phase has passed, those in the background too: the
@@ -253,11 +258,11 @@ func (m *machine) whole() {
 	}
 	switch {
 	case undoing:
-		m.s.State, m.s.Ended, m.s.Reason = RollingBack, time.Time{}, m.reason()
+		m.proceed(RollingBack)
 	case open && m.s.Paused:
-		m.s.State, m.s.Reason = Paused, m.reason()
+		m.proceed(Paused)
 	case open:
-		m.s.State, m.s.Reason = Running, m.reason()
+		m.proceed(Running)
 	case m.broken() != "":
 		m.finish(Failed)
 	case m.s.Cancel != "":
@@ -273,11 +278,18 @@ func (m *machine) whole() {
 	}
 }
 
+// proceed gives a delivery that has not ended its state, also one that had ended until a failed undo was tried again.
+func (m *machine) proceed(s State) {
+	m.s.State, m.s.Ended = s, time.Time{}
+	m.s.Reason = m.reason()
+}
+
 func (m *machine) finish(s State) {
 	if m.s.Ended.IsZero() || m.s.State != s {
 		m.s.Ended = m.now
 	}
-	m.s.State, m.s.Reason = s, m.reason()
+	m.s.State = s
+	m.s.Reason = m.reason() // which reads the state
 }
 
 // broken returns the step whose undo failed, "" if there is none.
