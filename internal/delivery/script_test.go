@@ -6,8 +6,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -18,7 +19,7 @@ import (
 //
 //	target NAME [< DEPENDENCY…]
 //	TARGET/PHASE/NAME [background] [kind=KIND] [roles=A,B] [inconclusive=WHAT] [< PATH…]
-func graphOf(t testing.TB, text string) plan.Graph {
+func graphOf(t rapid.TB, text string) plan.Graph {
 	t.Helper()
 	var g plan.Graph
 	for line := range strings.Lines(text) {
@@ -58,7 +59,7 @@ func graphOf(t testing.TB, text string) plan.Graph {
 
 // machine plays the engine: it hands observations to Next and holds what every step of any delivery must hold.
 type machine struct {
-	t    testing.TB
+	t    rapid.TB
 	spec delivery.Spec
 	s    delivery.Status
 	acts []delivery.Action
@@ -66,12 +67,12 @@ type machine struct {
 	seq  int64
 }
 
-func newMachine(t testing.TB, g plan.Graph) *machine {
+func newMachine(t rapid.TB, g plan.Graph) *machine {
 	return &machine{t: t, spec: delivery.Spec{ID: "d", Application: "app", Graph: g}, s: delivery.Status{State: delivery.Pending},
 		now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
 }
 
-func frozen(t testing.TB, s delivery.Status) string {
+func frozen(t rapid.TB, s delivery.Status) string {
 	t.Helper()
 	body, err := json.Marshal(s)
 	if err != nil {
