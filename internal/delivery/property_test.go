@@ -107,9 +107,12 @@ func (w *watcher) begun(n plan.Node) {
 	if w.s.Paused || w.s.Cancel != "" {
 		w.t.Fatalf("%s began in a delivery that is paused or cancelled", n.Path)
 	}
-	passed := func(p string) bool {
+	var passed func(p string) bool
+	passed = func(p string) bool {
 		st := w.s.Nodes[p]
-		return (st.Phase == delivery.StepPassed || st.Phase == delivery.StepSkipped) && !st.Stopping
+		// A step that was skipped has what it waited for still before it.
+		skipped := st.Phase == delivery.StepSkipped && !slices.ContainsFunc(w.node(p).After, func(a string) bool { return !passed(a) })
+		return (st.Phase == delivery.StepPassed || skipped) && !st.Stopping
 	}
 	for _, a := range n.After {
 		if !passed(a) {
