@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -131,7 +132,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// recover gives every open delivery that may run a worker: the oldest of each application.
+// recover gives every open delivery that may run a worker: the oldest of each application, and one that is cancelled
+// while it waits behind another.
 func (e *Engine) recover(ctx context.Context) error {
 	open, err := e.o.Store.List(ctx, true)
 	if err != nil {
@@ -142,11 +144,22 @@ func (e *Engine) recover(ctx context.Context) error {
 		busy[d.Spec.Application] = busy[d.Spec.Application] || d.Status.State != delivery.Queued
 	}
 	for _, d := range open {
-		if d.Status.State != delivery.Queued || !busy[d.Spec.Application] {
+		run := d.Status.State != delivery.Queued || !busy[d.Spec.Application]
+		if !run {
+			if run, err = e.cancelled(ctx, d.Spec.ID); err != nil {
+				return err
+			}
+		}
+		if run {
 			e.work(ctx, d.Spec.ID)
 		}
 	}
 	return nil
+}
+
+func (e *Engine) cancelled(ctx context.Context, id string) (bool, error) {
+	d, err := e.o.Store.Load(ctx, id)
+	return slices.ContainsFunc(d.Signals, func(s store.Signal) bool { return s.Kind == delivery.CancelAll }), err
 }
 
 // poke wakes the worker of a delivery and reports whether there is one.

@@ -48,7 +48,7 @@ func (w *worker) run(ctx context.Context) error {
 	var obs []delivery.Observation
 	var kept []chan struct{}
 	for {
-		actions, spec, err := w.step(ctx, obs)
+		actions, spec, err := w.keep(ctx, obs)
 		if err != nil {
 			return err
 		}
@@ -89,6 +89,27 @@ func (w *worker) timer() (<-chan time.Time, func()) {
 		return nil, func() {}
 	}
 	return w.e.o.Clock.After(at.Sub(w.e.o.Clock.Now()))
+}
+
+// keep is step, tried again for as long as the store cannot keep what follows: a full disk must not end a delivery. What was
+// observed is still in hand, and what was kept after all is not taken in twice.
+func (w *worker) keep(ctx context.Context, obs []delivery.Observation) ([]delivery.Action, delivery.Spec, error) {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Minute) {
+		actions, spec, err := w.step(ctx, obs)
+		if err == nil || ctx.Err() != nil || fault.Is(err, fault.NotFound) {
+			return actions, spec, err
+		}
+		if !fault.Is(err, fault.Conflict) { // then somebody was faster, and the next load shows it
+			w.e.o.Log.Error("the store cannot keep how a delivery goes on; it is tried again", "delivery", w.id, "error", err, "in", pause)
+		}
+		again, stop := w.e.o.Clock.After(pause)
+		select {
+		case <-ctx.Done():
+			stop()
+			return nil, spec, ctx.Err()
+		case <-again:
+		}
+	}
 }
 
 // step takes in the signals and observations and keeps what follows before anything is done about it.
