@@ -13,10 +13,8 @@ import (
 	"syscall"
 
 	"github.com/goccy/go-yaml"
-	"github.com/spf13/cobra"
-	"golang.org/x/term"
-
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/spf13/cobra"
 )
 
 // The exit codes that CI can use.
@@ -112,8 +110,16 @@ Start with: sluice demo`,
 	return root
 }
 
+// noArguments refuses arguments with the exit code of wrong usage.
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return &exit{exitUnable, fault.WithRemedy(fmt.Errorf("%s takes no argument, %q is given", c.CommandPath(), args[0]), "%s --help tells more", c.CommandPath())}
+	}
+	return nil
+}
+
 func (a *app) version() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: noArguments, RunE: func(*cobra.Command, []string) error {
 		v := map[string]string{"version": "devel"}
 		if i, ok := debug.ReadBuildInfo(); ok {
 			if i.Main.Version != "" {
@@ -153,14 +159,4 @@ func (a *app) show(v any, text func(io.Writer) error) error {
 }
 
 // terminal returns the width of the terminal behind the output, 0 where it is none.
-func (a *app) terminal() int {
-	f, ok := a.out.(*os.File)
-	if !ok || os.Getenv("CI") != "" || os.Getenv("TERM") == "dumb" {
-		return 0
-	}
-	w, _, err := term.GetSize(int(f.Fd()))
-	if err != nil {
-		return 0
-	}
-	return w
-}
+func (a *app) terminal() int { return width(a.out) }

@@ -118,7 +118,7 @@ Exit code: 0 started (with --watch: Succeeded), 1 anything failed, 3 a delivery 
 			if f.file == "" {
 				return &exit{exitUnable, errors.New("give the deploy file with -f FILE")}
 			}
-			spec, err := a.compile(c.Context(), f, newID())
+			spec, err := a.compile(f, newID())
 			if err != nil {
 				return err
 			}
@@ -172,9 +172,7 @@ func (a *app) redeploy() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		spec := d.Spec
-		spec.ID, spec.CreatedAt = newID(), time.Now().UTC()
-		return a.begin(c.Context(), spec, f)
+		return a.begin(c.Context(), again(d.Spec, newID()), f)
 	}}
 	c.Flags().BoolVarP(&f.watch, "watch", "w", false, "watch until it has ended")
 	return c

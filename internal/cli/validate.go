@@ -65,11 +65,7 @@ func (a *app) validateAll(files []string, strict bool) error {
 		if err := findings.Write(a.out, path, body); err != nil {
 			return err
 		}
-		if v.Valid {
-			fmt.Fprintf(a.out, "%s: valid%s\n", path, summary(findings))
-		} else {
-			fmt.Fprintf(a.out, "%s: refused%s\n", path, summary(findings))
-		}
+		fmt.Fprintf(a.out, "%s: %s\n", path, v.sum())
 	}
 	if a.output != "text" {
 		if err := a.show(all, nil); err != nil {
@@ -83,6 +79,25 @@ func (a *app) validateAll(files []string, strict bool) error {
 		return &exit{code: exitFailure}
 	}
 	return nil
+}
+
+// sum says in a few words how a file is.
+func (v validated) sum() string {
+	n := map[deployfile.Severity]int{}
+	for _, f := range v.Findings {
+		n[f.Severity]++
+	}
+	word := "valid"
+	if !v.Valid {
+		word = "refused"
+	}
+	sep := ": "
+	for _, s := range []deployfile.Severity{deployfile.Error, deployfile.Warning, deployfile.Note} {
+		if n[s] > 0 {
+			word, sep = word+sep+count(n[s], string(s)), ", "
+		}
+	}
+	return word
 }
 
 // inspect finds everything that is wrong with a deploy file and what it refers to.
