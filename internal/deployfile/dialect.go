@@ -1,5 +1,7 @@
 package deployfile
 
+import "strings"
+
 // fileOf is the whole file.
 func fileOf(f *File) value {
 	return object("file", "A deploy file: what is delivered where, in which order, behind which gates.", func(o *fields) {
@@ -170,9 +172,12 @@ func stepsOrOld(dst *[]Step) value {
 func deploymentConfig(c *DeploymentConfig) value {
 	return object("deploymentConfig", "Limits of the delivery.", func(o *fields) {
 		timeout := o.key("timeout", duration(&c.Timeout), "How long pods may take to become ready; 30 minutes.")
-		o.key("keepDeploymentObject", flag(&c.KeepDeploymentObject), "Keep the Deployment object itself.")
+		keep := o.key("keepDeploymentObject", flag(&c.KeepDeploymentObject), "Keep the Deployment object itself.")
 		o.key("ifDeploymentInProgress", inProgress(c), "What happens while a delivery of the application runs.")
 		o.check(func(r *reader) {
+			if keep.seen() && !c.KeepDeploymentObject {
+				r.notef(keep.at, "", "Sluice keeps the Deployment object in any case")
+			}
 			if timeout.seen() && c.Timeout > 0 && c.Timeout.Minutes() < 1 {
 				r.warnf(timeout.at, "give a minute or more", "%s is short for pods to become ready", c.Timeout.String())
 			}
@@ -184,6 +189,7 @@ func inProgress(c *DeploymentConfig) value {
 	return object("ifDeploymentInProgress", "What happens while a delivery of the application runs.", func(o *fields) {
 		o.key("strategy", oneOf(&c.IfDeploymentInProgress, "reject", "enqueueOne"),
 			"reject: the new delivery is refused. enqueueOne: it waits, in place of any other that waits.")
+		o.check(func(*reader) { c.IfDeploymentInProgress = strings.ToLower(c.IfDeploymentInProgress) })
 	})
 }
 

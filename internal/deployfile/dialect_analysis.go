@@ -32,10 +32,10 @@ func query(q *Query) value {
 				r.errorf(upper.at, "exchange them", "upperLimit %v is below lowerLimit %v: no number would pass", *q.UpperLimit, *q.LowerLimit)
 			}
 			if !upper.seen() && !lower.seen() {
-				r.laterQuery(*q)
+				r.limitless = append(r.limitless, *q) // refused if a step uses it
 			}
 			if m := absenceIsZero.FindString(q.QueryTemplate); m != "" && q.passes(0) {
-				r.warnf(r.locate(m, template.node.at), "leave it away: no data is then inconclusive, not 0",
+				r.warnf(r.locate(m, 0, template.node), "leave it away: no data is then inconclusive, not 0",
 					"%s makes the absence of all data a 0, and 0 passes", m)
 			}
 		})
@@ -47,22 +47,19 @@ func (q Query) passes(v float64) bool {
 	return (q.UpperLimit == nil || v <= *q.UpperLimit) && (q.LowerLimit == nil || v >= *q.LowerLimit)
 }
 
-// laterQuery remembers a query without limits: it is refused if a step uses it.
-func (r *reader) laterQuery(q Query) { r.limitless = append(r.limitless, q) }
-
 func analysis(a *Analysis) value {
 	return object("analysis", "Runs metric queries and judges their results.", func(o *fields) {
 		var every int64
 		var unit string
 		queries := o.key("queries", references(&a.Queries, queryNames, ""), "Names of queries; all must pass.")
 		interval := o.key("interval", whole(&every, 1, 1<<31), "How long between two runs, in `units`.")
-		units := o.key("units", oneOf(&unit, "seconds", "minutes", "hours", "none"), "The unit of interval.").alias("unit")
+		units := o.key("units", oneOf(&unit, "seconds", "minutes", "hours", "(none)"), "The unit of interval.").alias("unit")
 		runs := o.key("numberOfJudgmentRuns", whole(&a.NumberOfJudgmentRuns, 1, 1<<31), "How many runs; the verdict is their mean.")
 		o.key("rollBackMode", oneOf(&a.RollBackMode, "automatic", "manual"), "What a fail does: go back at once, or ask.")
 		o.key("rollForwardMode", oneOf(&a.RollForwardMode, "automatic", "manual"), "What a pass does: go on at once, or ask.")
-		lookback := o.key("lookbackMethod", oneOf(&a.LookbackMethod, "growing", "sliding", "unset"), "The window of the queries: since the step began, or the last interval.")
+		lookback := o.key("lookbackMethod", oneOf(&a.LookbackMethod, "growing", "sliding", "(unset)"), "The window of the queries: since the step began, or the last interval.")
 		o.key("abortOnFailedJudgment", flag(&a.AbortOnFailedJudgment), "Fail at the first run that fails.")
-		provider := o.key("metricProviderName", textOf(&a.MetricProviderName), "The provider of queries that name none.")
+		o.key("metricProviderName", textOf(&a.MetricProviderName), "The provider of queries that name none.")
 		o.key("context", dictionary(&a.Context), "Values for {{context.…}}, stronger than the file's.")
 		o.key("counts", optional(&a.Counts, counts), "Compare counters of the new version and the running one, all the time, with one false-alarm budget.")
 		o.key("initialDelay", duration(&a.InitialDelay), "How long before the first run.")
@@ -81,10 +78,10 @@ func analysis(a *Analysis) value {
 				}
 				r.errorf(at, "add `queries: [NAME]`", "this analysis has no query")
 			}
-			if !runs.seen() && a.Counts == nil {
+			if !runs.seen() {
 				r.errorf(o.at, "add `numberOfJudgmentRuns: 1`", "analysis needs numberOfJudgmentRuns")
 			}
-			r.judged = append(r.judged, judged{a: a, at: o.at, strategy: r.strategy, counts: provider.at})
+			r.judged = append(r.judged, judged{a: a, at: o.at, strategy: r.strategy})
 		})
 	})
 }
@@ -113,15 +110,15 @@ func counts(c *Counts) value {
 		} {
 			o.key(k.name, templateOf(k.dst, inQuery), k.doc).required()
 		}
-		alpha := o.key("alpha", number(func(f float64) { c.Alpha = f }), "How likely a false alarm may be in the whole canary; 0.05.")
-		margin := o.key("margin", number(func(f float64) { c.Margin = f }), "How many times worse the new version may be; 1.5.")
-		o.key("minRequests", whole(&c.MinRequests, 1, 1<<53), "No pass below so many requests; 500.")
+		alpha := o.key("alpha", number(func(f float64) { c.Alpha = f }), "How likely a false alarm may be in the whole canary; 0.02.")
+		margin := o.key("margin", number(func(f float64) { c.Margin = f }), "How many times worse the new version may be; 1.")
+		o.key("minRequests", whole(&c.MinRequests, 1, 1<<53), "No pass below so many requests; 100.")
 		o.check(func(r *reader) {
 			if alpha.seen() && (c.Alpha <= 0 || c.Alpha >= 1) && !o.complained {
-				r.errorf(alpha.at, "write 0.05", "alpha is a probability between 0 and 1")
+				r.errorf(alpha.at, "write 0.02", "alpha is a probability between 0 and 1")
 			}
-			if margin.seen() && c.Margin < 1 && !o.complained {
-				r.errorf(margin.at, "write 1.5", "margin is at least 1: the new version may be that many times worse")
+			if margin.seen() && c.Margin <= 0 && !o.complained {
+				r.errorf(margin.at, "write 1 for no worse, 2 for twice as bad", "margin is how many times worse the new version may be; it is above 0")
 			}
 		})
 	})
@@ -132,20 +129,22 @@ type judged struct {
 	a        *Analysis
 	at       Pos
 	strategy string
-	counts   Pos
 }
 
 // checkQueries refuses analyses that could not be carried out: queries without limits or without a provider. In strategies
 // that no target uses they do no harm.
 func (r *reader) checkQueries(f *File) {
-	used := map[string]bool{}
+	strategies, used, queries := f.usedStrategies(), map[string]bool{}, f.queries()
 	for _, j := range r.judged {
-		if j.strategy != "" && !f.uses(j.strategy) {
+		if j.strategy != "" && !strategies[j.strategy] {
 			continue
 		}
 		for _, name := range j.a.Queries {
+			if used[name] {
+				continue
+			}
 			used[name] = true
-			q, ok := f.query(name)
+			q, ok := queries[name]
 			if ok && q.MetricProviderName == "" && j.a.MetricProviderName == "" && f.Analysis.DefaultMetricProviderName == "" {
 				r.errorf(q.Pos, "add `metricProviderName: …` here, or `defaultMetricProviderName: …` to analysis", "query %s has no metric provider", name)
 			}
@@ -163,11 +162,13 @@ func (r *reader) checkQueries(f *File) {
 	}
 }
 
-func (f *File) query(name string) (Query, bool) {
+// queries are the declared queries by name; of those with the same name the first counts.
+func (f *File) queries() map[string]Query {
+	out := map[string]Query{}
 	for _, q := range f.Analysis.Queries {
-		if q.Name == name {
-			return q, true
+		if _, twice := out[q.Name]; !twice {
+			out[q.Name] = q
 		}
 	}
-	return Query{}, false
+	return out
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -54,7 +55,7 @@ func (r *reader) checkConnection(n *node, d *Database) {
 		}
 		return
 	}
-	if known := len(schemes) == 0; !known && !contains(schemes, strings.ToLower(scheme)) {
+	if len(schemes) > 0 && !slices.Contains(schemes, strings.ToLower(scheme)) {
 		r.errorf(n.at, fmt.Sprintf("begin it with `%s://`", schemes[0]), "the connection of a %s database begins with %s://", d.Engine, scheme)
 		return
 	}
@@ -72,19 +73,10 @@ func (r *reader) checkConnection(n *node, d *Database) {
 	}
 	for _, h := range strings.Split(hosts, ",") {
 		if literalAddress(h) {
-			r.errorf(r.locate(h, n.at), fmt.Sprintf("name the Service of %s instead, so that a check of a twin cannot reach production", d.Workload),
+			r.errorf(r.locate(h, 0, n), fmt.Sprintf("name the Service of %s instead, so that a check of a twin cannot reach production", d.Workload),
 				"the connection of database %s goes to the literal address %s", d.Name, h)
 		}
 	}
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

@@ -141,7 +141,7 @@ func timeKeys(o *fields, d *time.Duration, unitKey string) (amount, unit *field)
 	var n int64
 	var u string
 	amount = o.key("duration", whole(&n, 0, math.MaxInt32), "How many units.")
-	unit = o.key(unitKey, oneOf(&u, "seconds", "minutes", "hours", "days", "none"), "The unit.")
+	unit = o.key(unitKey, oneOf(&u, "seconds", "minutes", "hours", "days", "(none)"), "The unit.")
 	o.check(func(r *reader) {
 		size := unitSize(u)
 		switch {

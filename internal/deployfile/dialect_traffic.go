@@ -11,14 +11,14 @@ func webhook(w *Webhook) value {
 		o.key("name", declares(&w.Name, webhookNames), "Its name.").required()
 		o.key("method", oneOf(&w.Method, "POST", "GET", "PUT", "PATCH", "DELETE", "HEAD"), "The HTTP method; POST.")
 		o.key("uriTemplate", templateOf(&w.URI, inWebhook), "The address.").required()
-		o.key("networkMode", oneOf(&w.NetworkMode, "direct", "remotenetworkagent|remoteNetworkAgent"), "direct, or through an agent inside of a cluster.")
+		o.key("networkMode", oneOf(&w.NetworkMode, "direct", "remoteNetworkAgent"), "direct, or through an agent inside of a cluster.")
 		agent := o.key("agentIdentifier", textOf(&w.AgentIdentifier), "The agent; by default the one of the target's account.")
 		o.key("headers", listOf(&w.Headers, header), "Headers of the request.")
 		body := o.key("bodyTemplate", bodyTemplate(w), "The body; it is never looked into.")
 		o.key("retryCount", whole(&w.RetryCount, 0, 1000), "How often the request itself is tried again.")
 		o.key("disableCallback", flag(&w.DisableCallback), "Do not wait for a callback: a 2xx answer is success.")
 		o.check(func(r *reader) {
-			w.Pos = o.at
+			w.Pos, w.NetworkMode = o.at, strings.ToLower(w.NetworkMode)
 			if agent.seen() && w.NetworkMode == "direct" {
 				r.warnf(agent.at, "add `networkMode: remoteNetworkAgent`", "agentIdentifier means nothing with networkMode direct")
 			}
@@ -32,7 +32,7 @@ func webhook(w *Webhook) value {
 
 func (w *Webhook) handsOutCallback() bool {
 	has := func(s string) bool {
-		return slices.ContainsFunc(variableTag.FindAllStringSubmatch(s, -1), func(m []string) bool { return m[1] == "armory.callbackUri" })
+		return slices.ContainsFunc(variables(s), func(v variable) bool { return v.name == "armory.callbackUri" })
 	}
 	return has(w.URI) || has(w.Body) || slices.ContainsFunc(w.Headers, func(h Header) bool { return has(h.Value) })
 }
@@ -68,17 +68,22 @@ func trafficManagement(dst *[]TrafficManagement) value {
 func traffic(t *TrafficManagement) value {
 	return object("trafficManagement", "What shifts the traffic of some targets: all with none named.", func(o *fields) {
 		o.key("targets", references(&t.Targets, manifestTargets, ": nothing is shifted there"), "Targets; all with none named.")
-		o.key("smi", listOrOne(&t.SMI, smi), "TrafficSplits of a service mesh, for canary.")
-		o.key("istio", listOrOne(&t.Istio, istio), "VirtualServices of Istio, for canary.")
+		split := o.key("smi", listOrOne(&t.SMI, smi), "TrafficSplits of a service mesh, for canary.")
+		virtual := o.key("istio", listOrOne(&t.Istio, istio), "VirtualServices of Istio, for canary.")
 		pairs := o.key("kubernetes", listOrOne(&t.Kubernetes, servicePair), "Services, for blueGreen.")
 		alias := o.key("alias", listOrOne(new([]struct{}), functionAlias), "Lambda functions; out of scope.")
 		o.check(func(r *reader) {
 			t.Pos = o.at
 			t.Kubernetes = r.joinPairs(t.Kubernetes, pairs)
+			for _, m := range []*field{split, virtual} {
+				if m.seen() {
+					r.notef(m.at, "", "%s is for clusters; in a local account every Service shifts its traffic itself", m.name)
+				}
+			}
 			if alias.seen() {
 				r.errorf(alias.at, "", "AWS Lambda is out of scope")
 			}
-			if len(t.SMI)+len(t.Istio)+len(t.Kubernetes) == 0 && !alias.seen() && !o.complained {
+			if len(t.SMI)+len(t.Istio)+len(t.Kubernetes) == 0 && !alias.seen() && !pairs.seen() && !o.complained {
 				r.errorf(o.at, "add smi, istio or kubernetes", "this entry says nothing about traffic")
 			}
 		})

@@ -1,7 +1,5 @@
 package deployfile
 
-import "slices"
-
 // names is a kind of things that are declared by name and referred to by name.
 type names struct {
 	what    string   // for messages
@@ -76,12 +74,13 @@ func (r *reader) resolve(f *File) {
 		first[id] = d.at
 		known[d.section] = append(known[d.section], d.name)
 	}
+	used := f.usedStrategies()
 	for _, u := range r.used {
-		if slices.Contains(known[u.section], u.name) {
+		if _, ok := first[u.section+"/"+u.name]; ok || r.full() {
 			continue
 		}
 		severity, effect := u.missing, u.effect
-		if u.strategy != "" && !f.uses(u.strategy) {
+		if u.strategy != "" && !used[u.strategy] {
 			severity, effect = Warning, ", but no target uses this strategy"
 		}
 		suggestion := didYouMean(u.name, known[u.section])
@@ -92,7 +91,11 @@ func (r *reader) resolve(f *File) {
 	}
 }
 
-// uses reports whether a target has the strategy.
-func (f *File) uses(strategy string) bool {
-	return slices.ContainsFunc(f.Targets, func(t Target) bool { return t.Strategy == strategy })
+// usedStrategies are the strategies that a target has. The others may hold anything; real files have left-overs.
+func (f *File) usedStrategies() map[string]bool {
+	used := map[string]bool{}
+	for _, t := range f.Targets {
+		used[t.Strategy] = true
+	}
+	return used
 }

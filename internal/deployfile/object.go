@@ -8,9 +8,9 @@ import (
 
 // fields are the keys that a mapping may have. A declaration fills them in; reading and the schema both go by it.
 type fields struct {
-	at         Pos  // of the mapping, while reading
-	blank      bool // an empty value stands for the mapping
-	complained bool // a key was refused
+	at         Pos    // of the mapping, while reading
+	blank      bool   // an empty value stands for the mapping
+	complained bool   // a key was refused
 	what       string // what a key is, for messages; "key"
 	keys       []*field
 	then       []func(r *reader)
@@ -76,7 +76,7 @@ func object(name, doc string, declare func(o *fields)) value {
 }
 
 func (o *fields) read(r *reader, n *node) {
-	before := r.errors()
+	before := r.refused
 	for _, p := range n.pairs {
 		f, old := o.find(p.name)
 		switch {
@@ -103,7 +103,7 @@ func (o *fields) read(r *reader, n *node) {
 			r.errorf(o.at, fmt.Sprintf("add `%s: …`", f.name), "%s needs %s", n.label, f.name)
 		}
 	}
-	o.complained = r.errors() > before
+	o.complained = r.refused > before
 	for _, then := range o.then {
 		then(r)
 	}
@@ -123,21 +123,50 @@ func (o *fields) find(name string) (f *field, old bool) {
 }
 
 func (r *reader) unknownKey(o *fields, n *node, p pair) {
-	if o.what != "" {
-		r.errorf(p.at, o.suggest(p.name), "there is no %s %q", o.what, p.name)
+	if r.full() {
+		r.refused++
 		return
 	}
-	r.errorf(p.at, o.suggest(p.name), "%s has no key %q", n.label, p.name)
-}
-
-func (o *fields) suggest(name string) string {
 	var names []string
 	for _, f := range o.keys {
 		if f.gone == "" && f.misfit == "" {
 			names = append(names, f.name)
 		}
 	}
-	return didYouMean(name, names)
+	suggestion := didYouMean(p.name, names)
+	if home := r.home(p.name); home != "" && nearest(p.name, names) == "" {
+		suggestion = p.name + " belongs in " + home
+	}
+	if o.what != "" {
+		r.errorf(p.at, suggestion, "there is no %s %q", o.what, p.name)
+		return
+	}
+	r.errorf(p.at, suggestion, "%s has no key %q", n.label, p.name)
+}
+
+// home says where a key belongs that stands in the wrong place, if there is only one such place.
+func (r *reader) home(key string) string {
+	if r.homes == nil {
+		r.homes = map[string][]string{}
+		d := defs{}
+		fileOf(&File{}).schema(d)
+		for name, s := range d {
+			for k := range s["properties"].(schema) {
+				if strings.HasSuffix(name, "Step") {
+					name = "a list of steps"
+				}
+				if !slices.Contains(r.homes[k], name) {
+					r.homes[k] = append(r.homes[k], name)
+				}
+			}
+		}
+	}
+	if homes := r.homes[key]; len(homes) == 1 && homes[0] != "file" {
+		return homes[0]
+	} else if len(homes) == 1 {
+		return "the top of the file"
+	}
+	return ""
 }
 
 // didYouMean returns the nearest of the words that may be meant, else all of them.

@@ -11,16 +11,29 @@ import (
 // reader reads nodes into a File and collects what it finds on the way.
 type reader struct {
 	found     Findings
+	refused   int // errors so far
 	lines     []string
-	strategy  string         // the one being read, "" elsewhere
-	declared  []naming       // names that are declared
-	used      []naming       // names that are used
-	secrets   []Substitution // secrets outside of templates
-	judged    []judged       // analyses
-	limitless []Query        // queries without limits
+	strategy  string              // the one being read, "" elsewhere
+	declared  []naming            // names that are declared
+	used      []naming            // names that are used
+	secrets   []Substitution      // secrets outside of templates
+	judged    []judged            // analyses
+	limitless []Query             // queries without limits
+	homes     map[string][]string // keys → the mappings that have them
 }
 
+// maxFindings is how many findings anybody reads.
+const maxFindings = 500
+
+func (r *reader) full() bool { return len(r.found) >= maxFindings }
+
 func (r *reader) add(s Severity, at Pos, suggestion, format string, args ...any) {
+	if s == Error {
+		r.refused++
+	}
+	if r.full() && (s != Error || r.refused > 1) {
+		return
+	}
 	for i, a := range args {
 		if text, ok := a.(string); ok {
 			args[i] = brief(text)
@@ -42,17 +55,6 @@ func brief(s string) string {
 		}
 	}
 	return string(runes)
-}
-
-// errors counts what the file is refused for so far.
-func (r *reader) errors() int {
-	n := 0
-	for _, f := range r.found {
-		if f.Severity == Error {
-			n++
-		}
-	}
-	return n
 }
 
 func (r *reader) errorf(at Pos, suggestion, format string, args ...any) {
@@ -234,13 +236,16 @@ func flag(dst *bool) value {
 }
 
 // oneOf is a word of a list, in any case. The first spelling of a word is what it is read as, those after a bar are
-// others that mean the same: "postgres|postgresql".
+// others that mean the same: "postgres|postgresql". A word in parentheses is read and never offered.
 func oneOf(dst *string, words ...string) value {
 	var all, main []string
 	means := map[string]string{}
 	for _, w := range words {
-		spellings := strings.Split(w, "|")
-		main = append(main, spellings[0])
+		shown := strings.Trim(w, "()")
+		spellings := strings.Split(shown, "|")
+		if shown == w {
+			main = append(main, spellings[0])
+		}
 		for _, s := range spellings {
 			means[strings.ToLower(s)] = spellings[0]
 			all = append(all, s)
