@@ -1,0 +1,14 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-cd/sluice/internal/database/mongodb"
+)
+
+// quiesceHelper is the process that holds the writers of a database for a copy. People never call it.
+func quiesceHelper() *cobra.Command {
+	return &cobra.Command{Use: "quiesce-helper", Hidden: true, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return mongodb.Helper(c.Context(), c.InOrStdin(), c.OutOrStdout())
+	}}
+}
