@@ -44,9 +44,10 @@ func (d *Driver) root(ctx context.Context) (string, error) {
 	return root, os.MkdirAll(root, 0o755)
 }
 
-// folder returns where the copy of an id is: ids hold slashes, and what is replaced must not make two ids one.
+// folder returns where the copy of an id is: ids hold slashes, and what is replaced must not make two ids one. No
+// % is used for it: engines are given this path, and some read it as part of a URL.
 func folder(root, id string) string {
-	return filepath.Join(root, strings.NewReplacer("%", "%25", "/", "%2F").Replace(id))
+	return filepath.Join(root, strings.NewReplacer("~", "~0", "/", "~1").Replace(id))
 }
 
 // Probe implements volume.Driver.
