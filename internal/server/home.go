@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/unixsocket"
 )
 
 // The files of a data directory that are the server's own.
@@ -41,7 +43,7 @@ func lock(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fault.WithRemedy(fmt.Errorf("lock the data directory: %w", err), "the directory must belong to the user who runs the server")
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(f, dir); err != nil {
 		defer f.Close()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock the data directory %s: %w", dir, err)
@@ -56,6 +58,25 @@ func lock(dir string) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// dying is how long the process that holds the lock has to be gone, if nobody answers in its place: one that was killed
+// keeps its locks until the kernel has taken it apart.
+const dying = 2 * time.Second
+
+func flock(f *os.File, dir string) error {
+	over := time.Now().Add(dying)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(over) {
+			return err
+		}
+		if c, e := unixsocket.Dial(context.Background(), filepath.Join(dir, socketFile)); e == nil {
+			c.Close()
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // holder is the pid in the lock file, for messages.

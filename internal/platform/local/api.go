@@ -52,8 +52,9 @@ func (n *node) api(end context.CancelFunc) http.Handler {
 	for name, f := range map[string]func(call) (answer, error){
 		"apply": n.apply, "revert": n.revert, "canary": n.startCanary, "weight": n.setWeight, "promote": n.promote, "abort": n.abort,
 		"close": n.closed(true), "open": n.closed(false), "scale": n.scale, "delete": n.deleteObjects, "get": n.get, "list": n.list,
-		"endpoint": n.endpoint, "logs": n.logs, "bind": n.bind, "bound": n.bound, "unbind": n.unbind, "expose": n.exposeService, "images": n.images,
+		"endpoint": n.endpoint, "address": n.address, "logs": n.logs, "bind": n.bind, "bound": n.bound, "unbind": n.unbind, "expose": n.exposeService, "images": n.images,
 		"metrics": func(call) (answer, error) { return answer{Text: n.metrics}, nil },
+		"pid":     func(call) (answer, error) { return answer{Text: strconv.Itoa(os.Getpid())}, nil },
 	} {
 		mux.HandleFunc("POST /v1/"+name, func(w http.ResponseWriter, r *http.Request) {
 			var c call
@@ -383,7 +384,7 @@ func (n *node) endpoint(c call) (answer, error) {
 		return answer{}, fault.Newf(fault.NotFound, "there is no Service %s", ref)
 	}
 	for _, p := range servicePorts(r.Object) {
-		if c.Port != "" && c.Port != p.name && c.Port != strconv.Itoa(p.port) && c.Port != strconv.Itoa(p.listen) {
+		if !p.called(c.Port) {
 			continue
 		}
 		for _, name := range slices.Sorted(maps.Keys(n.pods)) {
@@ -393,6 +394,21 @@ func (n *node) endpoint(c call) (answer, error) {
 			}
 		}
 		return answer{}, fault.Newf(fault.Transient, "no pod of Service %s is ready", ref)
+	}
+	return answer{}, fault.Newf(fault.NotFound, "Service %s has no port %q", ref, c.Port)
+}
+
+// address tells where clients reach a Service.
+func (n *node) address(c call) (answer, error) {
+	ref := c.Refs[0]
+	r, ok := n.state.Objects[key(ref)]
+	if !ok {
+		return answer{}, fault.Newf(fault.NotFound, "there is no Service %s", ref)
+	}
+	for _, p := range servicePorts(r.Object) {
+		if p.called(c.Port) {
+			return answer{Text: net.JoinHostPort(n.state.address(n.dir, key(ref)), strconv.Itoa(p.listen))}, nil
+		}
 	}
 	return answer{}, fault.Newf(fault.NotFound, "Service %s has no port %q", ref, c.Port)
 }
@@ -474,8 +490,15 @@ func (n *node) watch(w http.ResponseWriter, r *http.Request) {
 	seen := -1
 	for r.Context().Err() == nil {
 		n.mu.Lock()
-		for n.version == seen && r.Context().Err() == nil {
+		for n.version == seen && r.Context().Err() == nil && n.ctx.Err() == nil {
 			n.changed.Wait()
+		}
+		if n.ctx.Err() != nil {
+			n.mu.Unlock()
+			// The client is told, so that it does not start a successor. Where it is gone there is nobody to tell.
+			_ = enc.Encode(platform.State{Reason: shutDown})
+			_ = flush.Flush()
+			return
 		}
 		seen = n.version
 		var states []platform.State

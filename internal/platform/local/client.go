@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -62,6 +63,9 @@ func (p *Platform) call(ctx context.Context, method string, c call) (answer, err
 		}
 	}
 }
+
+// shutDown is the reason of the last state that a watch tells when the node ends because it was told to.
+const shutDown = "NodeShutDown"
 
 // tries is how often a call is made while the node is being replaced.
 const tries = 3
@@ -194,6 +198,10 @@ func (p *Platform) Watch(ctx context.Context, refs []manifest.Ref) (<-chan platf
 				case ch <- s:
 				case <-ctx.Done():
 				}
+				if s.Reason == shutDown {
+					resp.Body.Close()
+					return
+				}
 			}
 			resp.Body.Close()
 			resp = nil
@@ -217,6 +225,42 @@ func (p *Platform) Dial(ctx context.Context, service manifest.Ref, port string) 
 		return nil, fault.Newf(fault.Transient, "connect to %s: %w", service, err)
 	}
 	return c, nil
+}
+
+// Address is where clients reach a port of a Service, by way of its switch: a closed one holds them.
+func (p *Platform) Address(ctx context.Context, service manifest.Ref, port string) (string, error) {
+	a, err := p.call(ctx, "address", call{Refs: []manifest.Ref{service}, Port: port})
+	return a.Text, err
+}
+
+// PID is the process id of the node.
+func (p *Platform) PID(ctx context.Context) (int, error) {
+	a, err := p.call(ctx, "pid", call{})
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(a.Text)
+}
+
+// Keep has the node started again whenever it dies, until ctx ends or somebody shuts the node down.
+func (p *Platform) Keep(ctx context.Context) error {
+	const pause = 5 * time.Second
+	for ctx.Err() == nil {
+		states, err := p.Watch(ctx, nil)
+		if err != nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause): // what hinders its start may pass: a full disk, an exhausted table of processes
+			}
+			continue
+		}
+		for s := range states {
+			if s.Reason == shutDown {
+				return nil
+			}
+		}
+	}
+	return ctx.Err()
 }
 
 // StartCanary implements platform.Shifter.

@@ -207,6 +207,7 @@ func (n *node) shutdown() {
 	n.wg.Wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.changed.Broadcast()
 	for _, s := range n.services {
 		s.stop()
 	}

@@ -35,6 +35,11 @@ type servicePort struct {
 	http   bool
 }
 
+// called reports whether a port is meant by a name or a number; "" means any.
+func (p servicePort) called(name string) bool {
+	return name == "" || name == p.name || name == strconv.Itoa(p.port) || name == strconv.Itoa(p.listen)
+}
+
 func servicePorts(o manifest.Object) []servicePort {
 	var s corev1.Service
 	if o.Into(&s) != nil {

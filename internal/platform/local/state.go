@@ -72,6 +72,12 @@ func key(r manifest.Ref) string { return r.Kind + "/" + r.Namespace + "/" + r.Na
 
 func stateFile(dir string) string { return filepath.Join(dir, "state.json") }
 
+// Used reports whether a node has ever kept anything in a directory.
+func Used(dir string) bool {
+	_, err := os.Stat(stateFile(dir))
+	return err == nil
+}
+
 func loadState(dir string) (*state, error) {
 	s := newState()
 	body, err := os.ReadFile(stateFile(dir))

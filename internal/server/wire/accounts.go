@@ -86,8 +86,27 @@ func (a *accounts) connected(name string) (*account, error) {
 	k.by, k.local = c, p
 	if k.volumes == nil {
 		k.volumes = reflink.New(p, name)
+		go func() {
+			// It ends with the program, or when somebody shuts the node down.
+			_ = p.Keep(a.ctx)
+		}()
 	}
 	return k, nil
+}
+
+// bringBack reaches the accounts that have been used before, so that what ran there runs again after the machine was
+// restarted.
+func (a *accounts) bringBack() {
+	for name, c := range a.o.Config.Current().Accounts {
+		if c.Kind != config.Local || !local.Used(AccountDir(a.o.Dir, c)) {
+			continue
+		}
+		go func() {
+			if _, err := a.connected(name); err != nil && a.ctx.Err() == nil {
+				a.o.Log.Error("what ran in an account is not back", "account", name, "error", err)
+			}
+		}()
+	}
 }
 
 // AccountDir is where a local account keeps its processes' files and its volumes.

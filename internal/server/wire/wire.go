@@ -48,19 +48,24 @@ func Serve(ctx context.Context, o Options) error {
 		return err
 	}
 	defer st.Close()
-	ports := Ports(ctx, o, srv.Callback)
+	a := newAccounts(ctx, o)
+	a.bringBack()
+	ports := a.ports(srv.Callback)
 	return srv.Run(ctx, server.Work{Store: st, Steps: Steps(ports, o.Dir)})
 }
 
 // Ports returns what steps work with. ctx ends when the program does; callback makes the URLs that webhooks are given.
 func Ports(ctx context.Context, o Options, callback func(key string) string) step.Ports {
-	a := newAccounts(ctx, o)
+	return newAccounts(ctx, o).ports(callback)
+}
+
+func (a *accounts) ports(callback func(key string) string) step.Ports {
 	return step.Ports{
 		Platform: a.platform,
 		Volumes:  a.volumes,
-		Engine:   engineOf(Engines(o.Self)),
-		Metrics:  func(name string) (metrics.Provider, error) { return provider(o.Config.Current(), name) },
-		Secret:   func(name string) (string, error) { return o.Config.Current().Secret(name) },
+		Engine:   engineOf(Engines(a.o.Self)),
+		Metrics:  func(name string) (metrics.Provider, error) { return provider(a.o.Config.Current(), name) },
+		Secret:   func(name string) (string, error) { return a.o.Config.Current().Secret(name) },
 		Callback: callback,
 		HTTP:     client(),
 	}
