@@ -147,6 +147,8 @@ func exclusions(a plan.DataArgs) []fingerprint.Exclusion {
 			e.Relation, e.Column = strings.Join(parts[:depth], "."), strings.Join(parts[depth:], ".")
 		default:
 			e.Relation = name
+			// Its indexes and constraints come and go with it.
+			out = append(out, fingerprint.Exclusion{Object: "* on " + name, Reason: a.Contract.Name})
 		}
 		out = append(out, e)
 	}
@@ -188,6 +190,9 @@ func (b base) rows(ctx context.Context, c step.Call, x *pair, seed fingerprint.S
 	kept, err := b.reportFile(c, "old.digest.json")
 	if err != nil {
 		return nil, err
+	}
+	if err := os.MkdirAll(b.o.Spill, 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory for what does not fit into memory: %w", err)
 	}
 	var digests [2]*fingerprint.Digest
 	var views [2]database.View
