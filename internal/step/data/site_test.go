@@ -53,7 +53,10 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	case os.Getenv(helperEnv) != "":
-		os.Exit(helper())
+		if err := mongodb.Helper(context.Background(), os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	case os.Getenv(migrateEnv) != "":
 		if err := migrate(os.Getenv(migrateEnv)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
