@@ -20,22 +20,22 @@ func fileOf(f *File) value {
 		o.key("trafficManagement", trafficManagement(&f.TrafficManagement), "What shifts the traffic of targets.")
 		o.key("deploymentConfig", deploymentConfig(&f.DeploymentConfig), "Limits of the delivery.")
 		o.key("data", data(&f.Data), "The databases, and what is checked about them.")
-		artifacts := o.key("artifacts", listOf(new([]struct{}), artifact), "Lambda functions; out of scope.")
-		options := o.key("providerOptions", providerOptions(), "Options of Lambda functions; out of scope.")
+		artifacts := o.key("artifacts", listOf(new([]struct{}), artifact), "Lambda functions; out of scope.").unoffered()
+		options := o.key("providerOptions", providerOptions(), "Options of Lambda functions; out of scope.").unoffered()
 		for _, k := range []string{"files", "contextOverrides", "targetFilters", "sourceControl"} {
 			o.old(k, "the command line adds it when it sends the file")
 		}
 		o.check(func(r *reader) {
 			for _, k := range []*field{kind, artifacts, options} {
 				if k.seen() && (k != kind || f.Kind == "lambda") {
-					r.errorf(k.at, "deploy the functions with another tool; Sluice delivers to Kubernetes and to local processes", "AWS Lambda is out of scope")
+					r.outOfScope(k.at)
 					return
 				}
 			}
 			if !app.seen() {
 				r.warnf(o.at, "add `application: …`", "the file names no application; `deploy start` then needs -n")
 			}
-			if targets.seen() && targets.node.kind != null && len(targets.node.pairs)+len(targets.node.items) == 0 {
+			if targets.seen() && (targets.node.kind == mapping || targets.node.kind == list) && len(targets.node.pairs)+len(targets.node.items) == 0 {
 				r.errorf(targets.at, "add a target by its name", "targets is empty")
 			}
 			if !manifests.seen() {
@@ -53,8 +53,8 @@ func target(name string, at Pos, t *Target) value {
 		o.key("strategy", refersTo(&t.Strategy, strategyNames, ": the Deployments of this target would be replaced at once"),
 			"A name in `strategies`.")
 		o.key("constraints", constraints(t), "What must have passed before the target is deployed, and after it.")
-		o.key("deployAsIamRole", textOf(&role), "Lambda only.")
-		o.key("region", textOf(&region), "Lambda only.")
+		o.key("deployAsIamRole", textOf(&role), "Lambda only.").unoffered()
+		o.key("region", textOf(&region), "Lambda only.").unoffered()
 	})
 	return value{schema: v.schema, read: func(r *reader, n *node) {
 		t.Name, t.Pos = name, at
@@ -72,7 +72,7 @@ func constraints(t *Target) value {
 }
 
 func manifestOf(m *Manifest) value {
-	v := object("manifest", "A file, a directory or a text with Kubernetes objects.", func(o *fields) {
+	return object("manifest", "A file, a directory or a text with Kubernetes objects.", func(o *fields) {
 		path := o.key("path", textOf(&m.Path), "A file, a directory (read with all below it) or a URL.")
 		inline := o.key("inline", opaque(&m.Inline), "The objects themselves.")
 		targets := o.key("targets", references(&m.Targets, manifestTargets, ": nothing goes there"), "Targets that get these objects; all with none named.")
@@ -85,8 +85,7 @@ func manifestOf(m *Manifest) value {
 				r.errorf(targets.at, "leave targets away to mean all targets", "this manifest goes to no target")
 			}
 		})
-	})
-	return v
+	}).instead("write `- path: %s`")
 }
 
 func strategy(name string, at Pos, s *Strategy) value {
@@ -172,7 +171,7 @@ func stepsOrOld(dst *[]Step) value {
 func deploymentConfig(c *DeploymentConfig) value {
 	return object("deploymentConfig", "Limits of the delivery.", func(o *fields) {
 		timeout := o.key("timeout", duration(&c.Timeout), "How long pods may take to become ready; 30 minutes.")
-		keep := o.key("keepDeploymentObject", flag(&c.KeepDeploymentObject), "Keep the Deployment object itself.")
+		keep := o.key("keepDeploymentObject", boolOf(&c.KeepDeploymentObject), "Keep the Deployment object itself.")
 		o.key("ifDeploymentInProgress", inProgress(c), "What happens while a delivery of the application runs.")
 		o.check(func(r *reader) {
 			if keep.seen() && !c.KeepDeploymentObject {
@@ -191,6 +190,10 @@ func inProgress(c *DeploymentConfig) value {
 			"reject: the new delivery is refused. enqueueOne: it waits, in place of any other that waits.")
 		o.check(func(*reader) { c.IfDeploymentInProgress = strings.ToLower(c.IfDeploymentInProgress) })
 	})
+}
+
+func (r *reader) outOfScope(at Pos) {
+	r.errorf(at, "deploy the functions with another tool; Sluice delivers to Kubernetes and to local processes", "AWS Lambda is out of scope")
 }
 
 func artifact(*struct{}) value {

@@ -1,6 +1,7 @@
 package deployfile
 
 import (
+	"math"
 	"regexp"
 	"time"
 )
@@ -52,18 +53,18 @@ func analysis(a *Analysis) value {
 		var every int64
 		var unit string
 		queries := o.key("queries", references(&a.Queries, queryNames, ""), "Names of queries; all must pass.")
-		interval := o.key("interval", whole(&every, 1, 1<<31), "How long between two runs, in `units`.")
+		interval := o.key("interval", whole(&every, 1, math.MaxInt32), "How long between two runs, in `units`.")
 		units := o.key("units", oneOf(&unit, "seconds", "minutes", "hours", "(none)"), "The unit of interval.").alias("unit")
-		runs := o.key("numberOfJudgmentRuns", whole(&a.NumberOfJudgmentRuns, 1, 1<<31), "How many runs; the verdict is their mean.")
+		runs := o.key("numberOfJudgmentRuns", whole(&a.NumberOfJudgmentRuns, 1, math.MaxInt32), "How many runs; the verdict is their mean.")
 		o.key("rollBackMode", oneOf(&a.RollBackMode, "automatic", "manual"), "What a fail does: go back at once, or ask.")
 		o.key("rollForwardMode", oneOf(&a.RollForwardMode, "automatic", "manual"), "What a pass does: go on at once, or ask.")
 		lookback := o.key("lookbackMethod", oneOf(&a.LookbackMethod, "growing", "sliding", "(unset)"), "The window of the queries: since the step began, or the last interval.")
-		o.key("abortOnFailedJudgment", flag(&a.AbortOnFailedJudgment), "Fail at the first run that fails.")
+		o.key("abortOnFailedJudgment", boolOf(&a.AbortOnFailedJudgment), "Fail at the first run that fails.")
 		o.key("metricProviderName", textOf(&a.MetricProviderName), "The provider of queries that name none.")
 		o.key("context", dictionary(&a.Context), "Values for {{context.…}}, stronger than the file's.")
 		o.key("counts", optional(&a.Counts, counts), "Compare counters of the new version and the running one, all the time, with one false-alarm budget.")
 		o.key("initialDelay", duration(&a.InitialDelay), "How long before the first run.")
-		o.key("background", flag(&a.Background), "Judge while the steps after it go on; a fail ends them.")
+		o.key("background", boolOf(&a.Background), "Judge while the steps after it go on; a fail ends them.")
 		o.key("onInconclusive", oneOf(&a.OnInconclusive, "wait", "rollback", "continue"), "What no data, or a verdict that is neither pass nor fail, does.")
 		o.check(func(r *reader) {
 			if a.LookbackMethod == "unset" {

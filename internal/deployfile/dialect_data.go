@@ -167,7 +167,7 @@ func job(j *Job) value {
 func copyData(c *CopyData) value {
 	return object("copyData", "Takes one copy of the running database and makes twins of it in this target.", func(o *fields) {
 		o.key("database", refersTo(&c.Database, databaseNames, ""), "A name in data.databases.").required()
-		o.key("replace", flag(&c.Replace), "Bind claims to the copy that Sluice did not make; their files are kept.")
+		o.key("replace", boolOf(&c.Replace), "Bind claims to the copy that Sluice did not make; their files are kept.")
 		o.key("maxHold", duration(&c.MaxHold), "How long writers may be held for the copy.")
 		o.key("timeout", duration(&c.Timeout), "How long the step may take.")
 	})
@@ -184,7 +184,7 @@ func verifyData(v *VerifyData) value {
 func rehearseRollback(v *RehearseRollback) value {
 	return object("rehearseRollback", "Walks the ways back on a copy, and so opens or closes them for production.", func(o *fields) {
 		o.key("database", refersTo(&v.Database, databaseNames, ""), "A name in data.databases.").required()
-		o.key("require", flag(&v.Require), "A way back that is closed fails the gate.")
+		o.key("require", boolOf(&v.Require), "A way back that is closed fails the gate.")
 		o.key("jobs", references(&v.Jobs, jobNames, ""), "Jobs of data.jobs that test the application; all with none named.")
 		o.key("timeout", duration(&v.Timeout), "How long the step may take.")
 	})

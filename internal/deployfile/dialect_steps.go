@@ -19,7 +19,7 @@ const (
 )
 
 func steps(dst *[]Step, in place) value {
-	return listOf(dst, func(s *Step) value { return step(s, in) })
+	return listOf(dst, func(s *Step) value { return step(s, in).instead("write `- %s: {…}`") })
 }
 
 // misplaced says why a step may not stand at a place, "" where it may.
@@ -68,7 +68,7 @@ func step(s *Step, in place) value {
 		kind("maskData", optional(&s.MaskData, maskData), "Makes a copy safe to look at.")
 		kind("runJob", optional(&s.RunJob, runJob), "Runs a Job of data.jobs in the target.")
 		kind("waitFor", optional(&s.WaitFor, waitFor), "Waits until an object of the target is ready.")
-		kind("sequence", steps(&s.Sequence, in), "Steps one after another, as one item of a list that runs in parallel.")
+		kinds = append(kinds, o.key("sequence", steps(&s.Sequence, in), "Steps one after another, as one item of a list that runs in parallel."))
 		siblings(o, s)
 		o.check(func(r *reader) {
 			s.Pos = o.at
@@ -81,8 +81,8 @@ func step(s *Step, in place) value {
 func siblings(o *fields, s *Step) {
 	var roles []string
 	var weight int
-	r1 := o.key("requiresRoles", listOf(&roles, textOf), "Old spelling: it belongs in `pause`.")
-	w := o.key("weight", whole(&weight, 0, 100), "Old spelling: it belongs in `setWeight`.")
+	r1 := o.key("requiresRoles", listOf(&roles, textOf), "Old spelling: it belongs in `pause`.").unoffered()
+	w := o.key("weight", whole(&weight, 0, 100), "Old spelling: it belongs in `setWeight`.").unoffered()
 	o.check(func(r *reader) {
 		if r1.seen() {
 			if s.Pause == nil {
@@ -116,7 +116,7 @@ func (r *reader) oneKind(o *fields, kinds []*field) {
 			r.errorf(k.at, fmt.Sprintf("put `- ` before %s, or remove one of the two", k.name), "one item of a list is one step; this one is %s already", first.name)
 		}
 		first = k
-		if k.name == "sequence" && (k.node.kind == null || k.node.kind == list && len(k.node.items) == 0) {
+		if k.name == "sequence" && k.node.kind == list && len(k.node.items) == 0 {
 			r.errorf(k.at, "put steps below it", "this sequence is empty")
 		}
 	}
@@ -145,6 +145,7 @@ func timeKeys(o *fields, d *time.Duration, unitKey string) (amount, unit *field)
 	o.check(func(r *reader) {
 		size := unitSize(u)
 		switch {
+		case o.complained:
 		case amount.seen() && !unit.seen():
 			r.errorf(amount.at, "add `unit: seconds`, minutes, hours or days", "a duration needs its unit")
 		case amount.seen() && u == "none":
@@ -198,7 +199,7 @@ func inUnits(s string) string {
 func pause(p *Pause) value {
 	return object("pause", "Waits for a time, or for a person.", func(o *fields) {
 		amount, unit := timeKeys(o, &p.Duration, "unit")
-		o.key("untilApproved", flag(&p.UntilApproved), "Waits for a person.")
+		o.key("untilApproved", boolOf(&p.UntilApproved), "Waits for a person.")
 		roles := o.key("requiresRoles", listOf(&p.RequiresRoles, textOf), "Any one of these roles may approve.")
 		expires := o.key("approvalExpiration", approvalExpiration(p), "How long to wait for the approval; then the target is rolled back, or not deployed.").
 			alias("approvalDuration")
@@ -207,7 +208,7 @@ func pause(p *Pause) value {
 			case p.UntilApproved && amount.seen():
 				r.errorf(amount.at, "make two steps of it; for a limit write approvalExpiration", "a pause either lasts a time or waits for approval")
 			case p.UntilApproved && unit.seen():
-				r.errorf(unit.at, "", "a pause that waits for approval has no unit")
+				r.errorf(unit.at, "remove it", "a pause that waits for approval has no unit")
 			case !p.UntilApproved && !amount.seen() && !unit.seen() && !o.complained:
 				r.errorf(o.at, "add `duration: 10` and `unit: seconds`, or `untilApproved: true`", "this pause says neither how long it lasts nor that it waits for approval")
 			case !p.UntilApproved && roles.seen() && len(p.RequiresRoles) > 0:
@@ -261,7 +262,7 @@ func exposeServices(e *ExposeServices) value {
 				r.errorf(services.at, "name a Service", "no Service is named")
 			}
 			if ttl.seen() && ttl.node.kind == mapping && (e.TTL < time.Minute || e.TTL > 24*time.Hour) && !o.complained {
-				r.errorf(ttl.at, "", "a Service can be exposed between a minute and 24 hours")
+				r.errorf(ttl.at, "write `{duration: 5, unit: minutes}`", "a Service can be exposed between a minute and 24 hours")
 			}
 		})
 	})

@@ -16,7 +16,7 @@ func webhook(w *Webhook) value {
 		o.key("headers", listOf(&w.Headers, header), "Headers of the request.")
 		body := o.key("bodyTemplate", bodyTemplate(w), "The body; it is never looked into.")
 		o.key("retryCount", whole(&w.RetryCount, 0, 1000), "How often the request itself is tried again.")
-		o.key("disableCallback", flag(&w.DisableCallback), "Do not wait for a callback: a 2xx answer is success.")
+		o.key("disableCallback", boolOf(&w.DisableCallback), "Do not wait for a callback: a 2xx answer is success.")
 		o.check(func(r *reader) {
 			w.Pos, w.NetworkMode = o.at, strings.ToLower(w.NetworkMode)
 			if agent.seen() && w.NetworkMode == "direct" {
@@ -76,12 +76,12 @@ func traffic(t *TrafficManagement) value {
 			t.Pos = o.at
 			t.Kubernetes = r.joinPairs(t.Kubernetes, pairs)
 			for _, m := range []*field{split, virtual} {
-				if m.seen() {
+				if m.seen() && !o.complained {
 					r.notef(m.at, "", "%s is for clusters; in a local account every Service shifts its traffic itself", m.name)
 				}
 			}
 			if alias.seen() {
-				r.errorf(alias.at, "", "AWS Lambda is out of scope")
+				r.outOfScope(alias.at)
 			}
 			if len(t.SMI)+len(t.Istio)+len(t.Kubernetes) == 0 && !alias.seen() && !pairs.seen() && !o.complained {
 				r.errorf(o.at, "add smi, istio or kubernetes", "this entry says nothing about traffic")

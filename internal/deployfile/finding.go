@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Severity says how bad a finding is.
@@ -37,8 +38,15 @@ func (f Findings) HasErrors() bool {
 	return slices.ContainsFunc(f, func(x Finding) bool { return x.Severity == Error })
 }
 
-// sorted returns the findings by place, and each only once: an anchor that is used twice is read twice.
+// sorted returns the findings by place, and each only once: an anchor that is used twice is read twice. What they quote
+// of the file holds no password.
 func (f Findings) sorted() Findings {
+	for i := range f {
+		for _, s := range []*string{&f[i].Message, &f[i].Suggestion} {
+			masked, _ := maskPasswords(*s, 0)
+			*s = printable(masked)
+		}
+	}
 	slices.SortStableFunc(f, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
@@ -50,9 +58,26 @@ func (f Findings) sorted() Findings {
 	})
 }
 
-// inlinePassword is the password of a URL; people write them into deploy files, and a finding must not carry them on
-// into the log of a CI job.
-var inlinePassword = regexp.MustCompile(`(://[^:/@\s{}]*:)[^@\s{}]+@`)
+// inlinePassword is the password of a URL. People write them into deploy files, and a finding must not carry them on into
+// the log of a CI job.
+var inlinePassword = regexp.MustCompile(`://[^:/@\s{}]*:([^@\s{}]+)@`)
+
+// maskPasswords puts stars in place of passwords, and returns where a column is afterwards.
+func maskPasswords(line string, column int) (string, int) {
+	const stars = "***"
+	found := inlinePassword.FindAllStringSubmatchIndex(line, -1)
+	for _, m := range slices.Backward(found) {
+		begin, end := utf8.RuneCountInString(line[:m[2]])+1, utf8.RuneCountInString(line[:m[3]])+1
+		switch {
+		case column >= end:
+			column -= end - begin - len(stars)
+		case column > begin:
+			column = begin
+		}
+		line = line[:m[2]] + stars + line[m[3]:]
+	}
+	return line, column
+}
 
 // Write prints each finding with the offending line and a caret under the place.
 func (f Findings) Write(w io.Writer, path string, body []byte) error {
@@ -76,10 +101,21 @@ func (f Findings) Write(w io.Writer, path string, body []byte) error {
 	return nil
 }
 
+// printable puts blanks in place of what could move a terminal's cursor.
+func printable(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsPrint(c) {
+			return c
+		}
+		return ' '
+	}, s)
+}
+
 // excerpt returns a line as it may be shown on a terminal, and a line with a caret under the column. Of a long line it
 // shows the part around the column.
 func excerpt(line string, column int) (shown, caret string) {
 	const before, most = 80, 140
+	line, column = maskPasswords(line, column)
 	runes := []rune(line)
 	from := 0
 	if column-1 > before && len(runes) > most {
@@ -92,7 +128,7 @@ func excerpt(line string, column int) (shown, caret string) {
 			runes[i] = '\ufffd'
 		}
 	}
-	shown = inlinePassword.ReplaceAllString(string(runes[from:to]), "${1}***@")
+	shown = string(runes[from:to])
 	var pad strings.Builder
 	for i := from; i < min(column-1, to); i++ {
 		if runes[i] == '\t' {

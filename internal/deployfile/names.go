@@ -68,7 +68,11 @@ func (r *reader) resolve(f *File) {
 	for _, d := range r.declared {
 		id := d.section + "/" + d.name
 		if p, twice := first[id]; twice {
-			r.add(d.twice, d.at, "rename one of them", "there is a %s %q in line %d already; the first one counts", d.what, d.name, p.Line)
+			effect := ""
+			if d.twice != Error {
+				effect = "; the first one counts"
+			}
+			r.add(d.twice, d.at, "rename one of them", "there is a %s %q in line %d already%s", d.what, d.name, p.Line, effect)
 			continue
 		}
 		first[id] = d.at

@@ -26,11 +26,13 @@ type field struct {
 	gone    string // why an old key is ignored
 	misfit  string // why the key may not stand here
 	blank   bool   // an empty value is an empty mapping
+	hidden  bool   // nobody should write it any more
 	at      Pos    // of the key, zero while it was not seen
 	node    *node  // what stood there
 }
 
-func (f *field) seen() bool { return f.at != Pos{} }
+// seen reports whether the key is there and says something.
+func (f *field) seen() bool { return f.node != nil && (f.node.kind != null || f.blank) }
 
 // key declares a key with what it means.
 func (o *fields) key(name string, v value, doc string) *field {
@@ -56,6 +58,9 @@ func (f *field) unless(reason string) *field { f.misfit = reason; return f }
 // orEmpty reads an empty value as an empty mapping.
 func (f *field) orEmpty() *field { f.blank = true; return f }
 
+// unoffered keeps the key out of suggestions.
+func (f *field) unoffered() *field { f.hidden = true; return f }
+
 // check is called after the keys have been read.
 func (o *fields) check(f func(r *reader)) { o.then = append(o.then, f) }
 
@@ -64,7 +69,11 @@ func object(name, doc string, declare func(o *fields)) value {
 	return value{
 		read: func(r *reader, n *node) {
 			if n.kind != mapping && n.kind != null {
-				r.want(n, "a mapping", "")
+				suggestion := "write its keys in the lines below, indented"
+				if n.kind == list {
+					suggestion = "write its keys without `- `"
+				}
+				r.want(n, "a mapping", suggestion)
 				return
 			}
 			o := &fields{at: n.key, blank: n.kind == null}
@@ -73,6 +82,17 @@ func object(name, doc string, declare func(o *fields)) value {
 		},
 		schema: func(d defs) schema { return d.define(name, doc, declare) },
 	}
+}
+
+// instead says what to write where text stands in place of the mapping.
+func (v value) instead(format string) value {
+	return value{schema: v.schema, read: func(r *reader, n *node) {
+		if n.kind != mapping && n.kind != null && n.kind != list {
+			r.want(n, "a mapping", fmt.Sprintf(format, n.text))
+			return
+		}
+		v.read(r, n)
+	}}
 }
 
 func (o *fields) read(r *reader, n *node) {
@@ -85,8 +105,8 @@ func (o *fields) read(r *reader, n *node) {
 		case f.gone != "":
 			r.notef(p.at, "", "%s is ignored: %s", p.name, f.gone)
 		case f.misfit != "":
-			r.errorf(p.at, "", "%s", f.misfit)
-		case f.seen():
+			r.errorf(p.at, "move it there, or remove it", "%s", f.misfit)
+		case f.node != nil:
 			r.errorf(p.at, "remove one of the two", "%s and %s mean the same", p.name, f.name)
 		default:
 			if old {
@@ -106,6 +126,7 @@ func (o *fields) read(r *reader, n *node) {
 	o.complained = r.refused > before
 	for _, then := range o.then {
 		then(r)
+		o.complained = r.refused > before
 	}
 }
 
@@ -127,15 +148,23 @@ func (r *reader) unknownKey(o *fields, n *node, p pair) {
 		r.refused++
 		return
 	}
-	var names []string
+	var names, missing []string
 	for _, f := range o.keys {
-		if f.gone == "" && f.misfit == "" {
-			names = append(names, f.name)
+		if f.gone != "" || f.misfit != "" || f.hidden {
+			continue
+		}
+		names = append(names, f.name)
+		if f.must && !slices.ContainsFunc(n.pairs, func(q pair) bool { return q.name == f.name }) {
+			missing = append(missing, f.name)
 		}
 	}
 	suggestion := didYouMean(p.name, names)
-	if home := r.home(p.name); home != "" && nearest(p.name, names) == "" {
-		suggestion = p.name + " belongs in " + home
+	if nearest(p.name, names) == "" {
+		if home := r.home(p.name); home != "" {
+			suggestion = p.name + " belongs in " + home
+		} else if len(missing) == 1 {
+			suggestion = "did you mean " + missing[0] + "?"
+		}
 	}
 	if o.what != "" {
 		r.errorf(p.at, suggestion, "there is no %s %q", o.what, p.name)
@@ -180,13 +209,27 @@ func didYouMean(word string, words []string) string {
 	return "known here: " + strings.Join(words, ", ")
 }
 
-// nearest returns the word that a misspelled one may mean, "" where none is near.
+// nearest returns the word that a misspelled or shortened one may mean, "" where none is near.
 func nearest(word string, words []string) string {
-	best, most := "", max(1, len([]rune(word))/3)+1
+	letters := len([]rune(word))
+	best, most := "", 2
+	if letters > 5 {
+		most = (letters+1)/3 + 1
+	}
 	for _, w := range words {
+		if n := len([]rune(w)) - letters; n >= most || -n >= most {
+			continue
+		}
 		d := distance(strings.ToLower(word), strings.ToLower(w))
 		if d < most {
 			best, most = w, d
+		}
+	}
+	if short := strings.TrimSuffix(word, "s"); best == "" && len(short) >= 3 {
+		for _, w := range words {
+			if strings.HasPrefix(strings.ToLower(w), strings.ToLower(short)) {
+				return w
+			}
 		}
 	}
 	return best

@@ -5,7 +5,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"unicode"
 )
 
 // reader reads nodes into a File and collects what it finds on the way.
@@ -44,17 +43,12 @@ func (r *reader) add(s Severity, at Pos, suggestion, format string, args ...any)
 
 // brief is text as a message may show it: on one line, and not longer than one.
 func brief(s string) string {
-	const most = 160
+	const most = 240
 	runes := []rune(s)
 	if len(runes) > most {
 		runes = append(runes[:most], '…')
 	}
-	for i, c := range runes {
-		if !unicode.IsPrint(c) {
-			runes[i] = ' '
-		}
-	}
-	return string(runes)
+	return printable(string(runes))
 }
 
 func (r *reader) errorf(at Pos, suggestion, format string, args ...any) {
@@ -71,7 +65,14 @@ func (r *reader) notef(at Pos, suggestion, format string, args ...any) {
 
 // want reports a node of the wrong kind.
 func (r *reader) want(n *node, what, suggestion string) {
-	r.errorf(n.at, suggestion, "%s must be %s, not %s", n.label, what, n.kind)
+	is := n.kind.String()
+	switch n.kind {
+	case boolean, integer, float:
+		is = n.text
+	case text:
+		is = strconv.Quote(brief(n.text))
+	}
+	r.errorf(n.at, suggestion, "%s must be %s, not %s", n.label, what, is)
 }
 
 // value is what a file may hold at one place. It is bound to where it goes when it is made; so one declaration both reads
@@ -82,12 +83,15 @@ type value struct {
 }
 
 // asText returns a scalar as it is written.
-func (r *reader) asText(n *node, example string) (string, bool) {
+func (r *reader) asText(n *node, suggestion string) (string, bool) {
 	switch n.kind {
 	case null:
 		return "", true
 	case list, mapping:
-		r.want(n, "text", example)
+		if suggestion == "" {
+			suggestion = fmt.Sprintf("write `%s: TEXT`", n.label)
+		}
+		r.want(n, "text", suggestion)
 		return "", false
 	}
 	return n.text, true
@@ -145,9 +149,11 @@ func whole[T ~int | ~int64](dst *T, least, most int64) value {
 			case !ok && n.kind == text && !n.plain && looksWhole(n.text):
 				r.want(n, "a whole number", "remove the quotes: "+strings.TrimSpace(n.text))
 			case !ok:
-				r.want(n, "a whole number", "")
-			case i < least || i > most:
-				r.errorf(n.at, "", "%s is %s; it must be %s", n.label, n.text, bounds(least, most))
+				r.want(n, "a whole number", "write digits only")
+			case i < least:
+				r.errorf(n.at, fmt.Sprintf("write %d or more", least), "%s is %s; it must be %s", n.label, n.text, bounds(least, most))
+			case i > most:
+				r.errorf(n.at, fmt.Sprintf("write %d or less", most), "%s is %s; it must be %s", n.label, n.text, bounds(least, most))
 			default:
 				*dst = T(i)
 			}
@@ -166,7 +172,7 @@ func whole[T ~int | ~int64](dst *T, least, most int64) value {
 }
 
 func bounds(least, most int64) string {
-	if most == math.MaxInt64 {
+	if most >= math.MaxInt32 {
 		return fmt.Sprintf("%d or more", least)
 	}
 	return fmt.Sprintf("between %d and %d", least, most)
@@ -202,7 +208,7 @@ func number(set func(float64)) value {
 			}
 			switch {
 			case n.kind < integer || n.kind > text || err != nil && n.kind != float:
-				r.want(n, "a number", "")
+				r.want(n, "a number", "write digits, and a point if need be")
 			case n.kind == text && !n.plain:
 				r.want(n, "a number", "remove the quotes: "+strings.TrimSpace(n.text))
 			case err != nil || math.IsInf(f, 0) || math.IsNaN(f):
@@ -215,13 +221,13 @@ func number(set func(float64)) value {
 	}
 }
 
-// flag is true or false.
-func flag(dst *bool) value {
+// boolOf is true or false.
+func boolOf(dst *bool) value {
 	return value{
 		read: func(r *reader, n *node) {
 			v, ok := map[string]bool{"true": true, "yes": true, "on": true, "false": false, "no": false, "off": false}[strings.ToLower(n.text)]
 			if !ok || n.kind == list || n.kind == mapping {
-				r.want(n, "true or false", "")
+				r.want(n, "true or false", "write true or false")
 				return
 			}
 			if n.kind != boolean {

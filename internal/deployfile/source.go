@@ -67,7 +67,8 @@ type source struct {
 // parseSource returns the root of the first document, nil where there is none to read.
 func parseSource(body []byte) (*node, Findings) {
 	if len(body) > maxBytes {
-		return nil, Findings{{Severity: Error, Pos: Pos{1, 1}, Message: fmt.Sprintf("the file has %d bytes; a deploy file has at most %d", len(body), maxBytes)}}
+		return nil, Findings{{Severity: Error, Pos: Pos{1, 1}, Suggestion: "put manifests and bodies into files of their own",
+			Message: fmt.Sprintf("the file has %d bytes; a deploy file has at most %d", len(body), maxBytes)}}
 	}
 	if !utf8.Valid(body) {
 		return nil, Findings{{Severity: Error, Pos: invalidUTF8(body), Message: "the file is not UTF-8 text", Suggestion: "save it as UTF-8"}}
@@ -80,7 +81,7 @@ func parseSource(body []byte) (*node, Findings) {
 	}
 	root := s.document(file)
 	if root != nil && root.size > maxNodes {
-		s.errorf(root.at, "", "with its aliases expanded the file has more than %d values", maxNodes)
+		s.errorf(root.at, "use fewer aliases", "with its aliases expanded the file has more than %d values", maxNodes)
 		return nil, s.found
 	}
 	return root, s.found

@@ -4,25 +4,22 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/token"
 )
 
 // explanations say, for messages of the YAML parser, what people mostly did and what to do about it.
 var explanations = []struct{ says, means, suggestion string }{
 	{"found character '\t'", "a tab cannot indent YAML", "indent with spaces"},
 	{"tab character", "a tab cannot indent YAML", "indent with spaces"},
-	{"mapping value is not allowed in this context", "a second `: ` stands in the same value, or this line is indented too deep",
-		"quote a value that contains `: `, or indent the line like its neighbours"},
 	{"could not find end character of", "a quote is opened here and never closed", "close the quote"},
-	{"',' or ']' must be specified", "a list that `[` opened is not closed before this place", "close it with `]`, and put commas between its items"},
-	{"',' or '}' must be specified", "a mapping that `{` opened is not closed before this place", "close it with `}`, and put commas between its keys"},
-	{"sequence end token ']' not found", "a list that `[` opened is never closed", "close it with `]`"},
-	{"could not find flow mapping end token", "a mapping that `{` opened is never closed", "close it with `}`"},
-	{"could not find flow map content", "a mapping that `{` opened is never closed", "close it with `}`"},
 	{"is a reserved character", "a value cannot begin with this character", "quote the value"},
 	{"found unknown escape character", "in double quotes a backslash begins an escape, and this one is not known",
 		"use single quotes, or write the backslash twice"},
 	{"value is not allowed in this context", "this does not belong to what stands before it", "indent the line like its neighbours"},
 	{"non-map value is specified", "this line is not `key: value` like its neighbours", "write `key: value`, with a blank after the colon"},
+	{"nested deeper", fmt.Sprintf("the file is nested deeper than %d levels", maxDepth), "no deploy file needs so many brackets or dashes"},
 	{"unexpected key name", "this line is not `key: value` like its neighbours", "write `key: value`, with a blank after the colon"},
 	{"could not find alias value", "an anchor or alias has no name", "quote a value that begins with `*` or `&`"},
 	{"undefined alias name", "an alias has no name", "quote a value that begins with `*`"},
@@ -39,6 +36,16 @@ func (s *source) explain(err error) (Pos, Finding) {
 		f.Suggestion = "quote it: " + quoted(b.value)
 		return at, f
 	}
+	switch {
+	case strings.Contains(message, "mapping value is not allowed in this context"):
+		return at, s.explainColon(at)
+	case strings.Contains(message, "must be specified"), strings.Contains(message, "not found"), strings.Contains(message, "could not find flow map"):
+		if t := s.unclosed(at); t != nil {
+			f.Pos = position(t)
+			f.Message, f.Suggestion = fmt.Sprintf("YAML: this %s is not closed", t.Value), "close it, and put commas between what is in it"
+			return at, f
+		}
+	}
 	for _, x := range explanations {
 		if strings.Contains(message, x.says) {
 			f.Message, f.Suggestion = "YAML: "+x.means, x.suggestion
@@ -46,6 +53,41 @@ func (s *source) explain(err error) (Pos, Finding) {
 		}
 	}
 	return at, f
+}
+
+// explainColon says which of two mistakes a mapping is at a place where a value stands already.
+func (s *source) explainColon(at Pos) Finding {
+	f := Finding{Severity: Error, Pos: at}
+	line := []rune(s.lines[min(at.Line, len(s.lines))-1])
+	rest := string(line[min(at.Column-1, len(line)):])
+	if strings.Contains(rest, ": ") || strings.HasSuffix(rest, ":") || at.Line >= len(s.lines) {
+		f.Message, f.Suggestion = "YAML: there is a second `: ` in this value", "quote it: "+quoted(strings.TrimSpace(rest))
+		return f
+	}
+	below := s.lines[at.Line]
+	f.Pos = Pos{at.Line + 1, len([]rune(below)) - len([]rune(strings.TrimLeft(below, " "))) + 1}
+	f.Message, f.Suggestion = "YAML: this line is indented too deep: the line above it has a value already", "indent the line like its neighbours"
+	return f
+}
+
+// unclosed returns the innermost bracket that is open at a place.
+func (s *source) unclosed(at Pos) *token.Token {
+	var open []*token.Token
+	for _, t := range lexer.Tokenize(strings.Join(s.lines, "\n")) {
+		if p := position(t); p.Line > at.Line || p.Line == at.Line && p.Column >= at.Column && len(open) > 0 {
+			break
+		}
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			open = append(open, t)
+		case token.SequenceEndType, token.MappingEndType:
+			open = open[:max(0, len(open)-1)]
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	return open[len(open)-1]
 }
 
 // tag matches a variable tag.
