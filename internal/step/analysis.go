@@ -121,18 +121,19 @@ func (st analysis) Run(ctx context.Context, c Call) (Outcome, error) {
 		}
 	}
 	for {
-		at, due := s.next(a)
-		if at.After(c.Now) {
-			return Wait(at, s.progress(a)), nil
+		// First of all: a crash may have come between the run that decided and the word of it.
+		if out := s.conclude(a, false); out.Verdict != "" {
+			return out, nil
 		}
-		if !due {
+		at, more := s.next(a)
+		switch {
+		case !more:
 			return s.conclude(a, true), nil
+		case at.After(c.Now):
+			return Wait(at, s.progress(a)), nil
 		}
 		if err := st.once(ctx, c, a, &s, at); err != nil {
 			return Outcome{}, err
-		}
-		if out := s.conclude(a, false); out.Verdict != "" {
-			return out, nil
 		}
 	}
 }

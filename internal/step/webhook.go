@@ -262,6 +262,7 @@ func times(n int, what string) string {
 }
 
 // Undo has nothing to take back.
-func (webhook) Undo(context.Context, Call) (Outcome, error) {
-	return Done(delivery.Pass, "a request that was sent cannot be taken back"), nil
+func (webhook) Undo(_ context.Context, c Call) (Outcome, error) {
+	s, err := read[sent](c.Saved)
+	return Done(delivery.Pass, "a request that was sent cannot be taken back"+s.doubt()), err
 }

@@ -57,7 +57,8 @@ func (e *ErrRunning) Error() string {
 // Store keeps deliveries.
 type Store interface {
 	// Create keeps a new delivery. While another one of the application is not done it returns ErrRunning, or with
-	// EnqueueOne keeps it as queued and cancels the one that was queued before.
+	// EnqueueOne keeps it as queued and cancels the one that was queued before. An id that exists is an error of kind
+	// conflict, whatever has become of its delivery.
 	Create(ctx context.Context, spec delivery.Spec) (Revision, error)
 	// Load returns one delivery; an unknown one is an error of kind not found.
 	Load(ctx context.Context, id string) (Delivery, error)

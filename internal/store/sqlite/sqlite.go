@@ -104,6 +104,13 @@ func (s *Store) Create(ctx context.Context, spec delivery.Spec) (store.Revision,
 	var replaced string
 	err := s.tx(ctx, func(tx *sql.Tx) error {
 		st := delivery.Status{State: delivery.Pending}
+		var known int
+		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM deliveries WHERE id = ?", spec.ID).Scan(&known); err != nil {
+			return err
+		}
+		if known > 0 {
+			return fault.Newf(fault.Conflict, "delivery %s exists already", spec.ID)
+		}
 		var running string
 		err := tx.QueryRowContext(ctx, "SELECT id FROM deliveries WHERE application = ? AND done = 0 AND state <> ?",
 			spec.Application, delivery.Queued).Scan(&running)
