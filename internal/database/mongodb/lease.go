@@ -141,9 +141,14 @@ func (l *lease) start(command []string) error {
 	}
 	if err != nil {
 		l.abandon()
-		return fmt.Errorf("give the helper its order: %w", err)
+		return l.ended()
 	}
 	return nil
+}
+
+// ended says why a helper that was not told to is gone.
+func (l *lease) ended() error {
+	return fault.Newf(fault.Lost, "the helper that holds writers ended: %s", bytes.TrimSpace(l.stderr.Bytes()))
 }
 
 // listen passes events on until the helper is gone. Whatever ends a hold before its release loses the lease.
@@ -180,7 +185,7 @@ func (l *lease) held(ctx context.Context) error {
 		switch {
 		case !ok:
 			<-l.exited
-			return fault.Newf(fault.Lost, "the helper that holds writers ended: %s", bytes.TrimSpace(l.stderr.Bytes()))
+			return l.ended()
 		case e.Event == eventFailed:
 			return fault.Newf(e.Kind, "%s", e.Message)
 		case e.Event != eventHeld || e.Census == nil:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -66,6 +67,9 @@ func (*Engine) Open(ctx context.Context, u database.URL) (database.Server, error
 	if err := o.Validate(); err != nil {
 		return nil, malformed(u.Value)
 	}
+	if err := listens(ctx, u, parsed); err != nil {
+		return nil, err
+	}
 	c, err := mongo.Connect(o)
 	if err != nil {
 		return nil, malformed(u.Value)
@@ -75,6 +79,32 @@ func (*Engine) Open(ctx context.Context, u database.URL) (database.Server, error
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// listens tells at once that nobody answers at the only host there is: the driver would go on trying until its timeout.
+func listens(ctx context.Context, u database.URL, parsed *connstring.ConnString) error {
+	if len(parsed.Hosts) != 1 || parsed.Scheme != connstring.SchemeMongoDB {
+		return nil
+	}
+	address, network := parsed.Hosts[0], "tcp"
+	if strings.HasSuffix(address, ".sock") {
+		network = "unix"
+	} else if _, _, err := net.SplitHostPort(address); err != nil {
+		address = net.JoinHostPort(strings.Trim(address, "[]"), "27017")
+	}
+	dial := u.Dial
+	if dial == nil {
+		d := net.Dialer{Timeout: selectionTimeout}
+		dial = d.DialContext
+	}
+	c, err := dial(ctx, network, address)
+	switch {
+	case err == nil:
+		return c.Close()
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fault.WithRemedy(fault.Newf(fault.Transient, "connect to the database: nobody listens at %s", address), "check that the server runs and that host and port are right")
+	}
+	return nil // the driver says more about it
 }
 
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)

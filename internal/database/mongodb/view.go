@@ -148,8 +148,9 @@ func (b *rowBuffer) read(raw bson.Raw, p *database.Projection) (database.Row, er
 	return r, nil
 }
 
-// pointQueries is how many keys are asked for one by one; for more, one scan of the collection is cheaper.
-const pointQueries = 2000
+// pointShare is how many documents FerretDB scans in the time of one look-up by index: more keys than that share of a
+// collection are cheaper found by a scan.
+const pointShare = 4
 
 // Fetch implements database.View.
 func (v *view) Fetch(ctx context.Context, r database.Relation, p *database.Projection, keys [][]byte, each func(database.Row) error) error {
@@ -166,7 +167,7 @@ func (v *view) Fetch(ctx context.Context, r database.Relation, p *database.Proje
 	if len(wanted) == 0 {
 		return nil
 	}
-	ids, ok := v.points(wanted)
+	ids, ok := v.points(wanted, r.Rows)
 	if !ok {
 		_, err := v.Scan(ctx, database.Range{Relation: r}, p, only)
 		return err
@@ -180,8 +181,8 @@ func (v *view) Fetch(ctx context.Context, r database.Relation, p *database.Proje
 }
 
 // points returns the _ids of keys, if the server finds all of them by its index.
-func (v *view) points(keys map[string]bool) ([]any, bool) {
-	if v.s.ferretdb && len(keys) > pointQueries {
+func (v *view) points(keys map[string]bool, documents int64) ([]any, bool) {
+	if v.s.ferretdb && int64(len(keys)) > documents/pointShare {
 		return nil, false
 	}
 	ids := make([]any, 0, len(keys))
