@@ -1,0 +1,112 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sluice-cd/sluice/internal/database"
+)
+
+// smallRelation is the size up to which keys are looked for in the table itself. An index may be damaged, and where it
+// lacks an entry a lookup hides the row that a scan has found.
+const smallRelation = 64 << 20
+
+// Fetch implements database.View. Keys become arrays of text that the server casts to the columns' types and joins.
+func (v *view) Fetch(ctx context.Context, r database.Relation, p *database.Projection, keys [][]byte, each func(database.Row) error) error {
+	if len(keys) == 0 || len(p.Key) == 0 {
+		return nil
+	}
+	wanted := make(map[string]bool, len(keys))
+	for _, k := range keys {
+		wanted[string(k)] = true
+	}
+	// The server's equality is wider than ours: under some collations 'a' is 'A', and 1.0 is 1.00.
+	exact := func(row database.Row) error {
+		if !wanted[string(row.Key)] {
+			return nil
+		}
+		return each(row)
+	}
+	return v.worker(ctx, r.Name.Database, func(c *pgx.Conn, snap *snapshot) error {
+		s, err := snap.selection(ctx, c, r, p)
+		if err != nil || s.empty {
+			return v.s.target.fault(ctx, err, "looking up %s", r.Name)
+		}
+		query := "SELECT " + s.list + " FROM " + s.from
+		if params, ok := parameters(s, p, wanted); ok {
+			query += join(s, p, params)
+		}
+		large := r.Bytes > smallRelation
+		if large {
+			if _, err := c.PgConn().Exec(ctx, byIndex).ReadAll(); err != nil {
+				return v.s.target.fault(ctx, err, "planning the reading of %s", r.Name)
+			}
+		}
+		_, err = v.copy(ctx, c, query, s, p, exact)
+		if err == nil && large {
+			_, err = c.PgConn().Exec(ctx, byTable).ReadAll()
+		}
+		return v.s.target.fault(ctx, err, "reading %d keys of %s", len(keys), r.Name)
+	})
+}
+
+// parameters writes the keys column by column; ok is false where a key has a form that cannot be asked for.
+func parameters(s *selection, p *database.Projection, keys map[string]bool) (columns [][]string, ok bool) {
+	columns = make([][]string, len(p.Key))
+	for key := range keys {
+		values, ok := database.KeyValues([]byte(key))
+		if !ok || len(values) != len(p.Key) {
+			return nil, false
+		}
+		texts := make([]string, len(values))
+		for i, canon := range values {
+			param := s.codecs[p.Key[i]].param
+			if param == nil {
+				return nil, false
+			}
+			if texts[i], ok = castable(canon, s.codecs[p.Key[i]].family, param); !ok {
+				return nil, false
+			}
+			if strings.ContainsRune(texts[i], 0) {
+				return nil, false
+			}
+		}
+		for i, t := range texts {
+			columns[i] = append(columns[i], t)
+		}
+	}
+	return columns, true
+}
+
+// castable writes a value as a parameter if it is of the column's family. The other side's column may be of another one:
+// such a key cannot be in this table, and its cast would fail.
+func castable(canon []byte, f database.Family, param func([]byte) (string, bool)) (string, bool) {
+	if have, ok := database.FamilyOf(canon); !ok || have != f {
+		return "", false
+	}
+	return param(canon)
+}
+
+// join restricts a query to keys. COPY takes no parameters, so that they are written as literals, all of them quoted.
+func join(s *selection, p *database.Projection, columns [][]string) string {
+	var arrays, names, on []string
+	for i, list := range columns {
+		quoted := make([]string, len(list))
+		for j, t := range list {
+			quoted[j] = literal(t)
+		}
+		name := fmt.Sprintf("k%d", i)
+		arrays = append(arrays, "ARRAY["+strings.Join(quoted, ",")+"]::pg_catalog.text[]")
+		names = append(names, name)
+		on = append(on, strings.ReplaceAll(s.equals[p.Key[i]], "%s", "u."+name))
+	}
+	return fmt.Sprintf(" JOIN ROWS FROM (pg_catalog.unnest(%s)) AS u(%s) ON %s", strings.Join(arrays, ","), strings.Join(names, ","), strings.Join(on, " AND "))
+}
+
+// literal quotes text. An escape string has one meaning whatever standard_conforming_strings says.
+func literal(s string) string {
+	return "E'" + strings.NewReplacer(`\`, `\\`, `'`, `''`).Replace(s) + "'"
+}
