@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/goccy/go-yaml"
@@ -107,7 +108,39 @@ Start with: sluice demo`,
 	}
 	root.AddCommand(a.validate(), a.schema(), a.planCommand(), a.deploy(), a.dataCommand(), a.server(), a.localNode(), a.demo(),
 		a.version(), quiesceHelper())
+	exact(root)
 	return root
+}
+
+// exact makes wrong arguments and unknown commands end with the exit code of wrong usage, everywhere. Left to itself the
+// library shows the help of a group whose command is misspelt, and calls that a success.
+func exact(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			err := check(c, args)
+			if _, done := errors.AsType[*exit](err); err == nil || done {
+				return err
+			}
+			return &exit{exitUnable, fault.WithRemedy(err, "usage: %s", c.UseLine())}
+		}
+	}
+	if c.HasSubCommands() && !c.Runnable() {
+		c.Args = cobra.ArbitraryArgs
+		c.SuggestionsMinimumDistance = 2
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			remedy := c.CommandPath() + " --help lists the commands"
+			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+				remedy = "did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return &exit{exitUnable, fault.WithRemedy(fault.Newf(fault.Invalid, "%s has no command %q", c.CommandPath(), args[0]), "%s", remedy)}
+		}
+	}
+	for _, sub := range c.Commands() {
+		exact(sub)
+	}
 }
 
 // noArguments refuses arguments with the exit code of wrong usage.

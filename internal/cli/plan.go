@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -155,30 +156,52 @@ type planWriter struct {
 
 func (p *planWriter) line(format string, args ...any) {
 	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, format+"\n", args...)
+		_, p.err = fmt.Fprintln(p.w, strings.TrimRight(shorter.Replace(fmt.Sprintf(format, args...)), " "))
 	}
 }
 
+// shorter writes durations as people do: 30m and not 30m0s.
+var shorter = strings.NewReplacer("h0m0s", "h", "m0s", "m")
+
+// pair writes a name and its text, the text in lines of its own column.
+func (p *planWriter) pair(name, text string) {
+	if text == "" {
+		return
+	}
+	for _, l := range wrap(shorter.Replace(text), planWidth) {
+		p.line("         %-10s %s", name, l)
+		name = ""
+	}
+}
+
+// planWidth is how wide the texts of a plan are. It does not follow the terminal, so that a plan in a log or a review reads
+// the same.
+const planWidth = 100
+
+// wrap cuts a text into lines between words.
+func wrap(text string, width int) []string {
+	var lines []string
+	line := ""
+	for word := range strings.FieldsSeq(text) {
+		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
+			lines, line = append(lines, line), ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
+}
+
 func (p *planWriter) step(n plan.Node) {
-	title := n.Title
-	if n.Background {
-		title += " (in the background until the phase is over)"
-	}
-	p.line("  %3d  %-44s %s", p.numbers[n.Path], title, n.Path)
-	if after := p.after(n); after != "" {
-		p.line("         after      %s", after)
-	}
+	p.line("  %3d  %-44s %s", p.numbers[n.Path], n.Title, n.Path)
+	p.pair("after", p.after(n))
 	d := n.Description
-	p.line("         does       %s", d.Does)
-	if d.WaitsFor != "" {
-		p.line("         waits for  %s", d.WaitsFor)
-	}
-	if d.UndoneBy != "" {
-		p.line("         undone by  %s", d.UndoneBy)
-	}
-	if n.OnInconclusive != "" {
-		p.line("         when it cannot be told: %s", n.OnInconclusive)
-	}
+	p.pair("does", d.Does)
+	p.pair("waits for", d.WaitsFor)
+	p.pair("undone by", d.UndoneBy)
+	p.pair("if unclear", map[string]string{"wait": "waits 24h for a person, then rolls back", "rollback": "rolls back", "continue": "goes on"}[n.OnInconclusive])
 	if d.NoReturnAfter {
 		p.line("       ──── point of no return: the cheapest way back ends here ────")
 	}

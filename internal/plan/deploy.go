@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/sluice-cd/sluice/internal/deployfile"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -73,6 +75,10 @@ func (b *targetPlan) split(db Database) ([]manifest.Object, error) {
 	})
 	if i < 0 {
 		return nil, fault.Newf(fault.NotFound, "the manifests of target %s hold no %s, the workload of database %s", b.t.Name, db.Workload, db.Name)
+	}
+	if owner := metav1.GetControllerOf(&b.objects[i]); owner != nil {
+		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s: %s belongs to %s/%s, an operator's object, which would undo every change to it",
+			b.objects[i].Origin, db.Workload, owner.Kind, owner.Name), "databases that an operator runs are not built yet")
 	}
 	template, _, err := b.objects[i].PodTemplate()
 	if err != nil {
