@@ -60,7 +60,12 @@ func (st open) raiseBoth(ctx context.Context, c step.Call, k fencedCall, s opene
 	if err != nil {
 		return t, err
 	}
-	failed, err := k.p.volumes.Cut(ctx, failedCut(c.Key), c.Delivery, k.f.Sources)
+	// What the fence saw were the old volumes; the claims hold the upgraded ones now.
+	now, err := st.live(ctx, k.p, k.a.Database)
+	if err != nil {
+		return t, err
+	}
+	failed, err := k.p.volumes.Cut(ctx, failedCut(c.Key), c.Delivery, now.sources)
 	if err != nil {
 		return t, fmt.Errorf("copy the failed state: %w", err)
 	}

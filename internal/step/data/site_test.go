@@ -279,7 +279,7 @@ func (s *site) place(prefix string, n int) []string {
 	for i := range n {
 		id := fmt.Sprintf("%s-%04d", prefix, i)
 		ids = append(ids, id)
-		docs = append(docs, bson.D{{Key: "_id", Value: id}, {Key: "total", Value: int32(i)}, {Key: "placed", Value: bson.DateTime(1_700_000_000_000 + int64(i))}})
+		docs = append(docs, bson.D{{Key: "_id", Value: id}, {Key: "total", Value: int32(i)}, {Key: "by", Value: prefix}, {Key: "placed", Value: bson.DateTime(1_700_000_000_000 + int64(i))}})
 	}
 	if _, err := s.orders("prod").InsertMany(context.Background(), docs); err != nil {
 		s.t.Fatal(err)
@@ -287,24 +287,21 @@ func (s *site) place(prefix string, n int) []string {
 	return ids
 }
 
-// held returns the ids of all orders in production.
-func (s *site) held() []string {
+// contents returns every order as it is.
+func (s *site) contents() map[string]string {
 	s.t.Helper()
 	cur, err := s.orders("prod").Find(context.Background(), bson.D{})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	var docs []struct {
-		ID string `bson:"_id"`
+	out := map[string]string{}
+	for cur.Next(context.Background()) {
+		out[cur.Current.Lookup("_id").StringValue()] = cur.Current.String()
 	}
-	if err := cur.All(context.Background(), &docs); err != nil {
+	if err := cur.Err(); err != nil {
 		s.t.Fatal(err)
 	}
-	var ids []string
-	for _, d := range docs {
-		ids = append(ids, d.ID)
-	}
-	return ids
+	return out
 }
 
 // running returns the image of production's database.
@@ -355,7 +352,7 @@ func (s *site) until(id, what string, is func(store.Delivery) bool) store.Delive
 			return d
 		}
 		if d.Status.Done {
-			s.t.Fatalf("delivery %s ended %s before it was %s: %s", id, d.Status.State, what, d.Status.Reason)
+			s.t.Fatalf("delivery %s ended %s before it was %s: %s\n%s", id, d.Status.State, what, d.Status.Reason, steps(d))
 		}
 		if _, ok := <-events; !ok {
 			s.t.Fatalf("delivery %s is not %s in time: %s\n%s", id, what, d.Status.State, steps(d))

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -36,7 +37,7 @@ func sorted(ids ...[]string) []string {
 
 func (s *site) holds(want ...[]string) {
 	s.t.Helper()
-	if have, want := sorted(s.held()), sorted(want...); !slices.Equal(have, want) {
+	if have, want := slices.Sorted(maps.Keys(s.contents())), sorted(want...); !slices.Equal(have, want) {
 		s.t.Errorf("production holds %d orders, want %d", len(have), len(want))
 	}
 }
@@ -96,6 +97,7 @@ func TestDamageBehindTheFence(t *testing.T) {
 	if _, err := s.orders("prod").InsertOne(context.Background(), bson.D{{Key: "_id", Value: "late"}, {Key: "total", Value: int32(7)}}); err != nil {
 		t.Fatal(err)
 	}
+	was := s.contents()
 	s.deploy("d1", file(false), "", mongoAt("mongo:2", "damage-late"))
 	d := s.until("d1", "done", done)
 	if d.Status.State != delivery.Failed || d.Status.Nodes["production/deploy/orders/verify"].Verdict != delivery.Fail {
@@ -105,6 +107,52 @@ func TestDamageBehindTheFence(t *testing.T) {
 		t.Error("the fence was opened")
 	}
 	s.holds(before, []string{"late"})
+	if !maps.Equal(was, s.contents()) {
+		t.Error("production's orders are not what they were before the fence")
+	}
+	if got := s.running(); got != "mongo:1" {
+		t.Errorf("production runs %s", got)
+	}
+}
+
+// TestDamageInStaging holds that the gate stops a migration that changes one order, and names it; production is not touched.
+func TestDamageInStaging(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", ""))
+	s.place("before", 500)
+	if _, err := s.orders("prod").InsertOne(context.Background(), bson.D{{Key: "_id", Value: "late"}, {Key: "total", Value: int32(7)}}); err != nil {
+		t.Fatal(err)
+	}
+	was := s.contents()
+	s.deploy("d1", file(true), mongoAt("mongo:2", "damage-late"), mongoAt("mongo:2", ""))
+	d := s.until("d1", "done", done)
+	n := d.Status.Nodes["staging/after/1/1-verifyData"]
+	if n.Verdict != delivery.Fail || !strings.Contains(n.Message, "1 rows of shop.orders differ") || strings.Contains(n.Message, "late") {
+		t.Errorf("the gate says %s: %s", n.Verdict, n.Message)
+	}
+	report, err := os.ReadFile(n.Message[strings.LastIndexByte(n.Message, ' ')+1:])
+	if err != nil || !strings.Contains(string(report), "late") || !strings.Contains(string(report), "total") {
+		t.Errorf("the report is %v\n%s", err, report)
+	}
+	if d.Status.Targets["production"].State != delivery.Cancelled || !maps.Equal(was, s.contents()) || s.running() != "mongo:1" {
+		t.Errorf("production is %s\n%s", d.Status.Targets["production"].State, steps(d))
+	}
+}
+
+// TestRehearsalClosesWays holds that a version which the old one cannot follow closes the way back, and with require the gate.
+func TestRehearsalClosesWays(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", "") + "---" + strings.Replace(web, "%s", "1", 1))
+	s.place("before", 100)
+	next := mongoAt("mongo:locking", "") + "---" + strings.Replace(web, "%s", "2", 1)
+	f := file(true)
+	f.Targets[0].AfterDeployment[0].Sequence[1].RehearseRollback.Require = true
+	s.deploy("d1", f, next, next)
+	d := s.until("d1", "done", done)
+	n := d.Status.Nodes["staging/after/1/2-rehearse"]
+	if n.Verdict != delivery.Fail || !strings.Contains(n.Message, "R1-engine closed, R1-app open") || !strings.Contains(n.Message, "newer format") {
+		t.Errorf("the rehearsal says %s: %s\n%s", n.Verdict, n.Message, steps(d))
+	}
 	if got := s.running(); got != "mongo:1" {
 		t.Errorf("production runs %s", got)
 	}
