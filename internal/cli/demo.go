@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -33,7 +34,7 @@ Exit code 1 where a delivery ended otherwise than it had to.`,
 				o.Seed = someSeed()
 			}
 			o.Self, o.Out, o.Width = []string{self}, a.out, a.terminal()
-			o.Compile = func(file string) (delivery.Spec, error) { return a.compile(startFlags{file: file}, newID()) }
+			o.Compile = func(file string) (delivery.Spec, error) { return Compile(a.errs, file) }
 			return demo.Run(c.Context(), o)
 		},
 	}
@@ -41,6 +42,11 @@ Exit code 1 where a delivery ended otherwise than it had to.`,
 	c.Flags().Uint64Var(&o.Seed, "seed", 0, "`number` that chooses the damaged orders (default a random one)")
 	c.Flags().StringVar(&o.Dir, "dir", "", "keep everything in this `directory`, and leave it there")
 	return c
+}
+
+// Compile makes a delivery of a deploy file as deploy start does: of these targets, or of all. Findings go to errs.
+func Compile(errs io.Writer, file string, targets ...string) (delivery.Spec, error) {
+	return (&app{errs: errs}).compile(startFlags{file: file, targets: targets}, newID())
 }
 
 // someSeed is small enough to be typed in again.

@@ -42,10 +42,10 @@ func (t traffic) failed() int {
 	return n
 }
 
-// failures says who failed: "9, all of release 2-rc1".
+// failures says who failed: "9 failed (9 by release 2-rc1)".
 func (t traffic) failures() string {
 	if len(t.Failed) == 0 {
-		return "0"
+		return "none failed"
 	}
 	var by []string
 	for _, r := range slices.Sorted(maps.Keys(t.Failed)) {
@@ -55,7 +55,7 @@ func (t traffic) failures() string {
 		}
 		by = append(by, fmt.Sprintf("%d %s", t.Failed[r], who))
 	}
-	return strings.Join(by, ", ")
+	return fmt.Sprintf("%d failed (%s)", t.failed(), strings.Join(by, ", "))
 }
 
 // traffic returns what the customers logged since it was asked last. It first waits until a request that began now has

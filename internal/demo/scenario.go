@@ -116,7 +116,7 @@ func (st *stage) perform(ctx context.Context, n int, a act) (result, error) {
 
 // kept is what holds for every delivery: nothing that the shop acknowledged may be missing or differ.
 func kept(r result) error {
-	if n := len(r.checked.Missing) + len(r.checked.Differing); n > 0 {
+	if n := r.checked.lost(); n > 0 {
 		return fmt.Errorf("of what the shop acknowledged %d are missing or differ, such as %s", n, append(r.checked.Missing, r.checked.Differing...)[0])
 	}
 	return nil
@@ -217,7 +217,7 @@ func (r *result) served() error {
 
 // stopped expects that the gate in staging has stopped the delivery and named exactly what was damaged.
 func stopped(_ context.Context, st *stage, r *result) error {
-	r.ended = "stopped at the gate"
+	r.ended = "ended otherwise"
 	n, s := r.node(plan.KindVerifyData, "staging")
 	if s.Verdict != delivery.Fail {
 		return fmt.Errorf("the verification in staging is %q: %s", s.Verdict, s.Message)
@@ -238,16 +238,19 @@ func stopped(_ context.Context, st *stage, r *result) error {
 		return err
 	}
 	st.view.mark(good, "These are the %d differences that the migration has made, and nothing else: only now its own list was opened to compare.", len(done))
-	r.because = fmt.Sprintf("%d differences, each named", len(all))
+	r.ended, r.because = "stopped at the gate", fmt.Sprintf("%d differences, each named", len(all))
 	return errors.Join(r.state(delivery.Failed), r.ran(before), r.served())
 }
 
 // rolledBack expects that the canary's failures have taken both back, with what was ordered meanwhile.
 func rolledBack(_ context.Context, st *stage, r *result) error {
-	r.ended = "rolled back, both"
+	r.ended = "ended otherwise"
 	_, s := r.node(plan.KindAnalysis, "production")
 	if s.Verdict != delivery.Fail {
 		return fmt.Errorf("the analysis of the canary is %q: %s", s.Verdict, s.Message)
+	}
+	if err := errors.Join(r.state(delivery.Failed), r.target("production", delivery.RolledBack), r.ran(before)); err != nil {
+		return err
 	}
 	meanwhile, err := st.acknowledged(r.opened, r.back)
 	if err != nil {
@@ -257,12 +260,12 @@ func rolledBack(_ context.Context, st *stage, r *result) error {
 		return errors.New("nothing was ordered between the opening and the way back")
 	}
 	st.view.mark(good, "%d orders were acknowledged on the new version before it went back. They are all there, read by the old one.", meanwhile)
-	r.because = "the canary failed " + fmt.Sprint(r.traffic.failed()) + " requests"
+	r.ended, r.because = "rolled back, both", fmt.Sprintf("%d requests failed in the canary", r.traffic.failed())
 	others := r.traffic.failed() - r.traffic.Failed["2-rc1"]
 	if others > 0 {
 		return fmt.Errorf("%d requests failed that the faulty release did not answer, such as %s", others, r.traffic.Why)
 	}
-	return errors.Join(r.state(delivery.Failed), r.target("production", delivery.RolledBack), r.ran(before))
+	return nil
 }
 
 func (r *result) target(name string, want delivery.State) error {
@@ -274,15 +277,19 @@ func (r *result) target(name string, want delivery.State) error {
 
 // promoted expects that all gates have passed.
 func promoted(_ context.Context, st *stage, r *result) error {
+	r.ended = "ended otherwise"
+	if err := r.state(delivery.Succeeded); err != nil {
+		return err
+	}
 	r.ended, r.because = "promoted", "every gate passed"
 	st.view.evidence(r.delivery)
-	return errors.Join(r.state(delivery.Succeeded), r.ran(release{database: newDatabase, shop: shop2}), r.served())
+	return errors.Join(r.ran(release{database: newDatabase, shop: shop2}), r.served())
 }
 
 func (st *stage) sumUp(r result) {
 	v := st.view
 	v.fact("production", "%s and %s", r.running.database, r.running.shop)
-	v.fact("customers", "%d requests, %s failed; the longest wait was %s", r.traffic.Requests, r.traffic.failures(), rounded(r.traffic.Worst))
+	v.fact("customers", "%s requests, %s; the longest wait was %s", grouped(r.traffic.Requests), r.traffic.failures(), rounded(r.traffic.Worst))
 	if r.traffic.Reconnected > 0 {
 		v.fact("", "%d requests had to be sent again: a connection broke off", r.traffic.Reconnected)
 	}

@@ -72,7 +72,7 @@ func (st *stage) start(ctx context.Context) error {
 	if st.server, err = server.EnsureRunning(ctx, st.dataDir(), self); err != nil {
 		return err
 	}
-	v.fact("database", "MongoDB wire protocol, served by FerretDB 1.17: %d orders of %d customers", st.o.Orders, 200)
+	v.fact("database", "MongoDB wire protocol, served by FerretDB 1.17: %s orders of 200 customers", grouped(st.o.Orders))
 	v.fact("shop", "release 1 in 2 processes, at %s", st.shopURL)
 	v.fact("customers", "about 40 orders a second; each one that the shop acknowledges goes, fsynced, into a ledger outside of the database")
 	v.fact("metrics", "Prometheus, which asks the Service of the shop every second")
@@ -146,8 +146,11 @@ type checked struct {
 	Differing    []string `json:"differing"`
 }
 
+func (c checked) lost() int { return len(c.Missing) + len(c.Differing) }
+
 func (c checked) String() string {
-	return fmt.Sprintf("%d acknowledged, %d missing, %d differ", c.Acknowledged, len(c.Missing), len(c.Differing))
+	return fmt.Sprintf("%s orders and customers acknowledged; read with the plain driver, %d of them are missing and %d differ",
+		grouped(c.Acknowledged), len(c.Missing), len(c.Differing))
 }
 
 func (st *stage) check(ctx context.Context) (checked, error) {

@@ -132,18 +132,30 @@ func (v *view) changed(was, is store.Delivery) {
 	slices.SortStableFunc(nodes, func(x, y plan.Node) int { return is.Status.Nodes[x.Path].Ended.Compare(is.Status.Nodes[y.Path].Ended) })
 	for _, n := range nodes {
 		b, a := was.Status.Nodes[n.Path], is.Status.Nodes[n.Path]
-		if a.Phase == b.Phase {
-			continue
-		}
-		switch a.Phase {
-		case delivery.StepPassed:
-			v.step(good, n, a)
-		case delivery.StepFailed, delivery.StepUndoFailed:
+		switch {
+		case failed(a) && !failed(b), a.Phase == delivery.StepUndoFailed && a.Phase != b.Phase:
 			v.step(bad, n, a)
-		case delivery.StepUndone:
+		case a.Phase == b.Phase:
+		case a.Phase == delivery.StepPassed:
+			v.step(good, n, a)
+		case a.Phase == delivery.StepUndone && goesBack(n.Kind):
 			v.step(back, n, a)
 		}
 	}
+}
+
+// failed reports whether a step has ended with any verdict but pass. What failed in production goes back at once, so it
+// may never be seen to stand as failed.
+func failed(s delivery.NodeStatus) bool { return s.Verdict != "" && s.Verdict != delivery.Pass }
+
+// goesBack reports whether there is something to see when a step of this kind is undone. The others change nothing, or
+// nothing that customers could notice.
+func goesBack(kind string) bool {
+	switch kind {
+	case plan.KindStartCanary, plan.KindSetWeight, plan.KindSwap, plan.KindOpen, plan.KindFence:
+		return true
+	}
+	return false
 }
 
 func (v *view) step(sign string, n plan.Node, s delivery.NodeStatus) {
@@ -163,6 +175,15 @@ func rounded(d time.Duration) string {
 		return d.Round(time.Millisecond).String()
 	}
 	return d.Round(10 * time.Millisecond).String()
+}
+
+// grouped writes a number with its thousands apart.
+func grouped(n int) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
 }
 
 // differences shows each differing document with what was and what is.
@@ -225,8 +246,8 @@ func (v *view) table(all []result) {
 		if len(r.wrong) > 0 {
 			sign = bad
 		}
-		rows = append(rows, []string{fmt.Sprintf("%s %d %s", sign, i+1, r.act.short), r.ended, r.because, fmt.Sprint(r.traffic.Requests),
-			fmt.Sprint(r.traffic.failed()), rounded(r.traffic.Worst), fmt.Sprintf("%d, %d lost", r.checked.Acknowledged, len(r.checked.Missing)+len(r.checked.Differing)), rounded(r.took)})
+		rows = append(rows, []string{fmt.Sprintf("%s %d %s", sign, i+1, r.act.short), r.ended, r.because, grouped(r.traffic.Requests),
+			grouped(r.traffic.failed()), rounded(r.traffic.Worst), fmt.Sprintf("%s, %d lost", grouped(r.checked.Acknowledged), r.checked.lost()), rounded(r.took)})
 	}
 	widths := make([]int, len(rows[0]))
 	for _, r := range rows {
