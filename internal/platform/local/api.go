@@ -81,11 +81,6 @@ func (n *node) api(end context.CancelFunc) http.Handler {
 	return mux
 }
 
-func unsupported(o manifest.Object) error {
-	return fault.WithRemedy(fault.Newf(fault.Invalid, "%s: the local platform cannot run a %s (%s)", o.Origin, o.GetKind(), o.GetName()),
-		"it runs Deployment, StatefulSet, Job, Service, PersistentVolumeClaim, ConfigMap, Secret")
-}
-
 // keep writes the state and has it carried out.
 func (n *node) keep() error {
 	defer n.kick()
@@ -178,16 +173,14 @@ func (n *node) apply(c call) (answer, error) {
 			return answer{}, err
 		}
 	}
+	if err := n.listenFirst(objects); err != nil {
+		return answer{}, err
+	}
 	changes := []platform.Change{}
 	for _, o := range objects {
 		k := key(o.Ref())
 		old := n.state.Objects[k]
 		changes = append(changes, platform.Change{Ref: o.Ref(), Created: old == nil, PreImage: preImage(old)})
-		if o.GetKind() == "Service" {
-			if err := n.listen(k, o); err != nil {
-				return answer{}, err
-			}
-		}
 		r := n.newRecord(o, c)
 		if o.GetKind() == "Job" && (old == nil || old.Delivery != r.Delivery || !sameSpec(old.Object, o)) {
 			// A Job belongs to its delivery: the next delivery's runs again.
@@ -205,6 +198,32 @@ func (n *node) apply(c call) (answer, error) {
 	return answer{Changes: changes}, n.keep()
 }
 
+// listenFirst makes the Services among the objects listen before anything is changed: a port may be taken. Where one is,
+// those before it listen as they did.
+func (n *node) listenFirst(objects []manifest.Object) error {
+	for i, o := range objects {
+		if o.GetKind() != "Service" {
+			continue
+		}
+		err := n.listen(key(o.Ref()), o)
+		if err == nil {
+			continue
+		}
+		for _, before := range objects[:i] {
+			k := key(before.Ref())
+			s, ok := n.services[k]
+			if r, known := n.state.Objects[k]; known {
+				_ = n.listen(k, r.Object) // it did before
+			} else if ok {
+				s.stop()
+				delete(n.services, k)
+			}
+		}
+		return err
+	}
+	return nil
+}
+
 func sameSpec(a, b manifest.Object) bool {
 	x, _ := json.Marshal(a.Object["spec"])
 	y, _ := json.Marshal(b.Object["spec"])
@@ -217,11 +236,16 @@ func (n *node) runnable(o manifest.Object, c call) error {
 	if err != nil || !ok {
 		return err
 	}
-	if len(t.Spec.Containers) == 0 {
-		return fault.Newf(fault.Invalid, "%s: %s has no container", o.Origin, o.Ref())
+	if err := supported(o, t); err != nil {
+		return err
 	}
-	_, err = (&expansion{n: n, r: n.newRecord(o, c)}).command(t.Spec.Containers[0])
-	return err
+	x := &expansion{n: n, r: n.newRecord(o, c)}
+	for _, k := range slices.Concat(t.Spec.InitContainers, t.Spec.Containers) {
+		if _, err := x.command(k, false); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (n *node) revert(c call) (answer, error) {
@@ -254,11 +278,13 @@ func (n *node) startCanary(c call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	changes := []platform.Change{}
 	for _, o := range objects {
 		if err := n.runnable(o, c); err != nil {
 			return answer{}, err
 		}
+	}
+	changes := []platform.Change{}
+	for _, o := range objects {
 		k := key(o.Ref())
 		old := n.state.Objects[k]
 		changes = append(changes, platform.Change{Ref: o.Ref(), Created: old == nil, PreImage: preImage(old)})
@@ -417,8 +443,8 @@ func (n *node) logs(c call) (answer, error) {
 	ref := c.Refs[0]
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(n.pods)) {
-		if p := n.pods[name]; p.owner == key(ref) && p.logFile != "" {
-			all = append(all, p.logFile)
+		if p := n.pods[name]; p.owner == key(ref) && p.launch.logFile != "" {
+			all = append(all, p.launch.logFile)
 		}
 	}
 	if len(all) == 0 {
@@ -453,19 +479,17 @@ func (n *node) exposeService(c call) (answer, error) {
 	if e, ok := n.state.Exposed[c.Key]; ok {
 		return answer{Text: "http://" + e.Address}, nil
 	}
+	if _, ok := n.services[key(c.Refs[0])]; !ok {
+		return answer{}, fault.Newf(fault.NotFound, "there is no Service %s", c.Refs[0])
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return answer{}, err
 	}
-	at := l.Addr().String()
-	l.Close()
-	if _, ok := n.services[key(c.Refs[0])]; !ok {
-		return answer{}, fault.Newf(fault.NotFound, "there is no Service %s", c.Refs[0])
-	}
-	e := exposed{Service: c.Refs[0], Address: at, Until: time.Now().Add(c.TTL)}
+	e := exposed{Service: c.Refs[0], Address: l.Addr().String(), Until: time.Now().Add(c.TTL)}
 	n.state.Exposed[c.Key] = e
-	n.expose(c.Key, e)
-	return answer{Text: "http://" + at}, n.keep()
+	n.expose(c.Key, e, l)
+	return answer{Text: "http://" + e.Address}, n.keep()
 }
 
 func (n *node) images(c call) (answer, error) {

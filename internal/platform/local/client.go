@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/unixsocket"
 	"github.com/sluice-cd/sluice/internal/volume"
 )
 
@@ -45,7 +46,7 @@ func Connect(ctx context.Context, c Config) (*Platform, error) {
 	}
 	c.Dir = dir
 	p := &Platform{c: c, http: &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket(dir))
+		return unixsocket.Dial(ctx, socket(dir))
 	}}}}
 	_, err = p.call(ctx, "images", call{Images: c.Images})
 	return p, err
@@ -115,10 +116,10 @@ func (p *Platform) post(ctx context.Context, method string, c call) (*http.Respo
 func (p *Platform) startNode(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c, err := net.Dial("unix", socket(p.c.Dir)); err == nil {
+	if c, err := unixsocket.Dial(ctx, socket(p.c.Dir)); err == nil {
 		return c.Close()
 	}
-	if err := os.MkdirAll(p.c.Dir, 0o700); err != nil {
+	if err := enter(p.c.Dir); err != nil {
 		return err
 	}
 	logName := filepath.Join(p.c.Dir, "node.log")
@@ -137,13 +138,13 @@ func (p *Platform) startNode(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for {
-		if c, err := net.Dial("unix", socket(p.c.Dir)); err == nil {
+		if c, err := unixsocket.Dial(ctx, socket(p.c.Dir)); err == nil {
 			return c.Close()
 		}
 		select {
 		case <-ended:
 			// Another one may have been faster: then its socket answers.
-			if c, err := net.Dial("unix", socket(p.c.Dir)); err == nil {
+			if c, err := unixsocket.Dial(ctx, socket(p.c.Dir)); err == nil {
 				return c.Close()
 			}
 			return fault.Newf(fault.Transient, "the node of account %s ended at once: %s", p.c.Account, tail(logName, 5))

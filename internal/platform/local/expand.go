@@ -4,9 +4,12 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -39,71 +42,130 @@ func (r *record) hash(t corev1.PodTemplateSpec) string {
 
 // spec makes the pod. What is refused is a pod that cannot start; the reason stands in refused.
 func (x *expansion) spec(track platform.Track, owner string) (podSpec, error) {
-	var s podSpec
-	if len(x.template.Spec.Containers) == 0 {
-		return s, fault.Newf(fault.Invalid, "%s: %s has no container", x.r.Object.Origin, x.r.Object.Ref())
-	}
 	c := x.template.Spec.Containers[0]
-	dir := filepath.Join(x.n.dir, "pods", x.namespace, x.pod)
-	s = podSpec{name: x.namespace + "/" + x.pod, owner: owner, hash: x.r.hash(x.template), track: track, container: c, dir: dir,
-		labels: x.template.Labels, logFile: filepath.Join(x.n.dir, "logs", x.namespace, x.pod+".log"), grace: 30 * time.Second,
-		address: x.n.state.address(x.n.dir, "pod/"+x.namespace+"/"+x.pod), revision: x.r.Annotate["deploy.armory.io/replica-set-name"]}
+	home := filepath.Join(x.n.dir, "pods", x.namespace, x.pod)
+	s := podSpec{name: x.namespace + "/" + x.pod, owner: owner, hash: x.r.hash(x.template), track: track, container: c,
+		labels: x.template.Labels, grace: 30 * time.Second, address: x.n.state.address(x.n.dir, "pod/"+x.namespace+"/"+x.pod),
+		revision: x.r.Annotate["deploy.armory.io/replica-set-name"]}
 	if g := x.template.Spec.TerminationGracePeriodSeconds; g != nil {
 		s.grace = time.Duration(*g) * time.Second
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(home, 0o755); err != nil {
 		return s, err
 	}
-	mounts, err := x.mounts(c, dir)
+	var err error
+	if s.launch, err = x.launch(c, s, home, true); err != nil {
+		return s, err
+	}
+	for i, c := range x.template.Spec.InitContainers {
+		l, err := x.launch(c, s, home, false)
+		if err != nil {
+			return s, err
+		}
+		// A successor of the node does not take it for the pod itself.
+		l.env = append(l.env, fmt.Sprintf("%s=%s/init-%d", markHash, s.hash, i))
+		s.inits = append(s.inits, l)
+	}
+	return s, nil
+}
+
+// launch makes what is executed of a container.
+func (x *expansion) launch(c corev1.Container, s podSpec, home string, main bool) (launch, error) {
+	l := launch{dir: home, logFile: filepath.Join(x.n.dir, "logs", x.namespace, x.pod+".log")}
+	var err error
+	if l.cred, err = x.credential(c); err != nil {
+		return l, err
+	}
+	mounts, err := x.mounts(c, home, l.cred)
 	if err != nil {
-		return s, err
+		return l, err
 	}
-	env, err := x.env(c, s)
+	env, err := x.env(c, s, home)
 	if err != nil {
-		return s, err
+		return l, err
 	}
-	fix := func(v string) string { return x.n.hosts(x.namespace, remount(expand(v, env), mounts)) }
+	fix := func(v string) string { return x.n.hosts(x.namespace, remount(v, mounts)) }
 	for k, v := range env {
 		env[k] = fix(v)
 	}
 	for path, to := range mounts {
 		env["SLUICE_MOUNT_"+envName(path)] = to
 	}
-	if s.argv, err = x.command(c); err != nil {
-		return s, err
+	if l.argv, err = x.command(c, main); err != nil {
+		return l, err
 	}
-	for i, a := range s.argv {
-		s.argv[i] = fix(a)
+	for i, a := range l.argv {
+		l.argv[i] = fix(expand(a, env))
 	}
-	env[markNode], env[markPod], env[markHash] = x.n.dir, s.name, s.hash
+	if c.WorkingDir != "" {
+		l.dir = remount(c.WorkingDir, mounts)
+	}
+	env[markNode], env[markPod] = x.n.dir, s.name
+	if main {
+		env[markHash] = s.hash
+	}
 	for _, k := range slices.Sorted(maps.Keys(env)) {
-		s.env = append(s.env, k+"="+env[k])
+		l.env = append(l.env, k+"="+env[k])
 	}
-	s.cred = x.credential(c)
-	if s.cred != nil {
-		for _, d := range append(slices.Collect(maps.Values(mounts)), dir) {
-			_ = os.Chown(d, int(s.cred.Uid), int(s.cred.Gid))
-		}
+	l.inside = func(v string) string { return fix(expand(v, env)) }
+	if l.cred == nil {
+		return l, nil
 	}
-	return s, nil
+	return l, x.hand(l.cred, append(slices.Collect(maps.Values(mounts)), home))
 }
 
-func (x *expansion) credential(c corev1.Container) *syscall.Credential {
-	var user *int64
+// hand makes directories belong to the user who runs in them, and checks that this user gets there.
+func (x *expansion) hand(to *syscall.Credential, dirs []string) error {
+	for _, d := range dirs {
+		if err := os.Chown(d, int(to.Uid), int(to.Gid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for d := x.n.dir; d != "/"; d = filepath.Dir(d) {
+		i, err := os.Stat(d)
+		if err != nil {
+			return err
+		}
+		if i.Mode().Perm()&0o001 == 0 {
+			return fault.WithRemedy(fault.Newf(fault.Denied, "%s: %s runs as user %d, who cannot pass through %s (%v)", x.r.Object.Origin, x.r.Object.Ref(), to.Uid, d, i.Mode()),
+				"keep the account's directory where every user may pass, such as below /var/lib, or chmod o+x %s", d)
+		}
+	}
+	return nil
+}
+
+// credential is the user that a container asks for. Only root can become one; everybody else runs pods as themselves.
+func (x *expansion) credential(c corev1.Container) (*syscall.Credential, error) {
+	var uid, gid *int64
 	if p := x.template.Spec.SecurityContext; p != nil {
-		user = p.RunAsUser
+		uid, gid = p.RunAsUser, p.RunAsGroup
 	}
-	if c.SecurityContext != nil && c.SecurityContext.RunAsUser != nil {
-		user = c.SecurityContext.RunAsUser
+	if s := c.SecurityContext; s != nil {
+		if s.RunAsUser != nil {
+			uid = s.RunAsUser
+		}
+		if s.RunAsGroup != nil {
+			gid = s.RunAsGroup
+		}
 	}
-	if user == nil || os.Geteuid() != 0 || *user == 0 {
-		return nil
+	if uid == nil || os.Geteuid() != 0 || *uid == 0 {
+		return nil, nil
 	}
-	return &syscall.Credential{Uid: uint32(*user), Gid: uint32(*user)}
+	cred := &syscall.Credential{Uid: uint32(*uid), Gid: uint32(*uid)}
+	if gid != nil {
+		cred.Gid = uint32(*gid)
+	} else if u, err := user.LookupId(strconv.FormatInt(*uid, 10)); err == nil {
+		own, err := strconv.ParseUint(u.Gid, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("the group of user %s: %w", u.Username, err)
+		}
+		cred.Gid = uint32(own)
+	}
+	return cred, nil
 }
 
 // command is what the container runs: its own command, or what the image is mapped to.
-func (x *expansion) command(c corev1.Container) ([]string, error) {
+func (x *expansion) command(c corev1.Container, main bool) ([]string, error) {
 	argv := slices.Clone(c.Command)
 	if len(argv) == 0 {
 		argv = slices.Clone(x.n.image(c.Image))
@@ -113,7 +175,7 @@ func (x *expansion) command(c corev1.Container) ([]string, error) {
 			x.r.Object.Origin, c.Name, x.r.Object.Ref(), c.Image), "add command: to the container, or map the image under images: in sluice.yaml")
 	}
 	argv = append(argv, c.Args...)
-	if q := x.r.Quarantine; q != nil {
+	if q := x.r.Quarantine; q != nil && main {
 		argv = append(argv, q.Args...)
 	}
 	return argv, nil
@@ -131,10 +193,10 @@ func (n *node) image(name string) []string {
 }
 
 // mounts makes the volumes and returns which directory stands for each mount path.
-func (x *expansion) mounts(c corev1.Container, dir string) (map[string]string, error) {
+func (x *expansion) mounts(c corev1.Container, dir string, as *syscall.Credential) (map[string]string, error) {
 	at := map[string]string{}
 	for _, m := range c.VolumeMounts {
-		from, err := x.volume(m.Name, dir)
+		from, err := x.volume(m.Name, dir, as)
 		if err != nil {
 			return nil, err
 		}
@@ -146,7 +208,7 @@ func (x *expansion) mounts(c corev1.Container, dir string) (map[string]string, e
 	return at, nil
 }
 
-func (x *expansion) volume(name, dir string) (string, error) {
+func (x *expansion) volume(name, dir string, as *syscall.Credential) (string, error) {
 	for _, v := range x.template.Spec.Volumes {
 		if v.Name != name {
 			continue
@@ -156,9 +218,9 @@ func (x *expansion) volume(name, dir string) (string, error) {
 		case v.PersistentVolumeClaim != nil:
 			return x.n.claim(x.namespace, x.claimName(v.PersistentVolumeClaim.ClaimName))
 		case v.ConfigMap != nil:
-			return own, x.files("ConfigMap", v.ConfigMap.Name, own)
+			return own, x.files("ConfigMap", v.ConfigMap.Name, own, as)
 		case v.Secret != nil:
-			return own, x.files("Secret", v.Secret.SecretName, own)
+			return own, x.files("Secret", v.Secret.SecretName, own, as)
 		case v.EmptyDir != nil:
 			return own, os.MkdirAll(own, 0o755)
 		}
@@ -182,7 +244,10 @@ func (n *node) claim(namespace, name string) (string, error) {
 		return d, nil
 	}
 	d := filepath.Join(n.dir, "volumes", namespace, name)
-	if err := os.MkdirAll(d, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(d), 0o755); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(d, 0o750); err != nil {
 		return "", err
 	}
 	n.state.Claims[k] = d
@@ -218,7 +283,9 @@ func (x *expansion) values(kind, name string) (map[string]string, error) {
 	return out, nil
 }
 
-func (x *expansion) files(kind, name, dir string) error {
+// files writes the keys of a ConfigMap or a Secret as files that only the pod's user may read, and removes those of keys
+// that are gone.
+func (x *expansion) files(kind, name, dir string, as *syscall.Credential) error {
 	values, err := x.values(kind, name)
 	if err != nil {
 		return err
@@ -227,16 +294,33 @@ func (x *expansion) files(kind, name, dir string) error {
 		return err
 	}
 	for k, v := range values {
-		if err := os.WriteFile(filepath.Join(dir, filepath.Base(k)), []byte(v), 0o600); err != nil {
+		path := filepath.Join(dir, filepath.Base(k))
+		if err := os.WriteFile(path, []byte(v), 0o600); err != nil {
 			return err
+		}
+		if as != nil {
+			if err := os.Chown(path, int(as.Uid), int(as.Gid)); err != nil {
+				return err
+			}
+		}
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range left {
+		if _, ok := values[f.Name()]; !ok {
+			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
 // env is the environment of the process: nothing is inherited but PATH and HOME.
-func (x *expansion) env(c corev1.Container, s podSpec) (map[string]string, error) {
-	env := map[string]string{"PATH": os.Getenv("PATH"), "HOME": s.dir, "POD_IP": s.address, "HOSTNAME": x.pod}
+func (x *expansion) env(c corev1.Container, s podSpec, home string) (map[string]string, error) {
+	env := map[string]string{"PATH": os.Getenv("PATH"), "HOME": home, "POD_IP": s.address, "HOSTNAME": x.pod}
 	for k, r := range x.n.state.Objects {
 		if r.Object.GetKind() == "Service" && r.Object.GetNamespace() == x.namespace {
 			name := envName(r.Object.GetName())
@@ -247,14 +331,14 @@ func (x *expansion) env(c corev1.Container, s podSpec) (map[string]string, error
 		}
 	}
 	for _, e := range c.EnvFrom {
-		kind, name := "ConfigMap", ""
+		kind, name, optional := "ConfigMap", "", (*bool)(nil)
 		if e.SecretRef != nil {
-			kind, name = "Secret", e.SecretRef.Name
+			kind, name, optional = "Secret", e.SecretRef.Name, e.SecretRef.Optional
 		} else if e.ConfigMapRef != nil {
-			name = e.ConfigMapRef.Name
+			name, optional = e.ConfigMapRef.Name, e.ConfigMapRef.Optional
 		}
 		values, err := x.values(kind, name)
-		if err != nil {
+		if err != nil && !(optional != nil && *optional && fault.Is(err, fault.NotFound)) {
 			return nil, err
 		}
 		for k, v := range values {
@@ -281,8 +365,8 @@ func (x *expansion) value(e corev1.EnvVar, s podSpec) (string, error) {
 	case f == nil:
 		return e.Value, nil
 	case f.FieldRef != nil:
-		switch f.FieldRef.FieldPath {
-		case "status.podIP":
+		switch field(f.FieldRef.FieldPath) {
+		case "status.podIP", "status.hostIP":
 			return s.address, nil
 		case "metadata.name":
 			return x.pod, nil
@@ -291,13 +375,28 @@ func (x *expansion) value(e corev1.EnvVar, s podSpec) (string, error) {
 		}
 		return "", fault.Newf(fault.Invalid, "%s: env %s of %s: field %s is not known here", x.r.Object.Origin, e.Name, x.r.Object.Ref(), f.FieldRef.FieldPath)
 	case f.ConfigMapKeyRef != nil:
-		v, err := x.values("ConfigMap", f.ConfigMapKeyRef.Name)
-		return v[f.ConfigMapKeyRef.Key], err
+		return x.key("ConfigMap", f.ConfigMapKeyRef.Name, f.ConfigMapKeyRef.Key, f.ConfigMapKeyRef.Optional)
 	case f.SecretKeyRef != nil:
-		v, err := x.values("Secret", f.SecretKeyRef.Name)
-		return v[f.SecretKeyRef.Key], err
+		return x.key("Secret", f.SecretKeyRef.Name, f.SecretKeyRef.Key, f.SecretKeyRef.Optional)
 	}
 	return "", nil
+}
+
+// key returns one key of a ConfigMap or a Secret. One that is missing is an error unless it may be.
+func (x *expansion) key(kind, name, key string, optional *bool) (string, error) {
+	may := optional != nil && *optional
+	values, err := x.values(kind, name)
+	if may && fault.Is(err, fault.NotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	v, ok := values[key]
+	if !ok && !may {
+		return "", fault.Newf(fault.NotFound, "%s: %s names key %s of %s %s, which has no such key", x.r.Object.Origin, x.r.Object.Ref(), key, kind, name)
+	}
+	return v, nil
 }
 
 var variable = regexp.MustCompile(`\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)`)

@@ -17,13 +17,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/unixsocket"
 )
 
 // node is the process that owns everything that runs.
@@ -35,6 +35,7 @@ type node struct {
 	stop     context.CancelFunc
 	dirty    chan struct{}
 	metrics  string // URL
+	boot     string // of the machine
 
 	wg       sync.WaitGroup
 	mu       sync.Mutex
@@ -45,6 +46,7 @@ type node struct {
 	services map[string]*service
 	attempts map[string]int
 	exposed  map[string]net.Listener
+	deaf     map[string]string // Services that cannot listen, and why
 }
 
 func socket(dir string) string { return filepath.Join(dir, "node.sock") }
@@ -60,9 +62,12 @@ func RunNode(ctx context.Context, dir string, log *slog.Logger) error {
 	}
 	defer unlock()
 	n := &node{dir: dir, log: log, counters: newCounters(), dirty: make(chan struct{}, 1), pods: map[string]*pod{}, services: map[string]*service{},
-		attempts: map[string]int{}, exposed: map[string]net.Listener{}}
+		attempts: map[string]int{}, exposed: map[string]net.Listener{}, deaf: map[string]string{}}
 	n.changed = sync.NewCond(&n.mu)
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if n.boot, err = bootID(); err != nil {
+		return err
+	}
 	if n.state, err = loadState(dir); err != nil {
 		return err
 	}
@@ -75,20 +80,44 @@ func RunNode(ctx context.Context, dir string, log *slog.Logger) error {
 	return n.serve(ctx)
 }
 
+// dying is how long the node before has to be gone: one that was killed keeps its lock until the kernel has taken it apart.
+const dying = 2 * time.Second
+
 // lock makes sure that one node owns a directory. The lock ends with the process.
 func lock(dir string) (func(), error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the node's directory: %w", err)
+	if err := enter(dir); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "node.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fault.Newf(fault.Conflict, "another node owns %s", dir)
+	for over := time.Now().Add(dying); ; time.Sleep(5 * time.Millisecond) {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		c, e := unixsocket.Dial(context.Background(), socket(dir))
+		if e == nil {
+			_ = c.Close()
+		}
+		if e == nil || !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(over) {
+			_ = f.Close()
+			return nil, fault.Newf(fault.Conflict, "another node owns %s: %w", dir, err)
+		}
 	}
-	return func() { f.Close() }, nil
+}
+
+// enter makes the node's directory. Where pods run as other users they must be able to pass through it, not to look
+// around in it; what they may not read is closed to them by itself.
+func enter(dir string) error {
+	mode := os.FileMode(0o700)
+	if os.Geteuid() == 0 {
+		mode = 0o711
+	}
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return fmt.Errorf("make the node's directory: %w", err)
+	}
+	return nil
 }
 
 func (n *node) serveMetrics(ctx context.Context) error {
@@ -120,46 +149,19 @@ func (n *node) keptPort() string {
 	return strings.TrimSpace(string(b))
 }
 
-// adopt takes over what an earlier node started: wanted pods go on, others end.
-func (n *node) adopt() error {
-	all, err := marked(n.dir)
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
+// listenAll makes every Service listen. One that cannot is tried again by every reconciliation.
+func (n *node) listenAll() {
 	for k, r := range n.state.Objects {
-		if r.Object.GetKind() == "Service" {
-			if err := n.listen(k, r.Object); err != nil {
-				n.log.Error("a Service is not back", "error", err)
-			}
-		}
-	}
-	wanted := map[string]want{}
-	for k, r := range n.state.Objects {
-		for _, w := range n.wants(k, r) {
-			wanted[w.name] = w
-		}
-	}
-	for _, f := range all {
-		p, err := adopt(f.pid)
-		if err != nil {
+		if r.Object.GetKind() != "Service" {
 			continue
 		}
-		w, ok := wanted[f.pod]
-		if _, twice := n.pods[f.pod]; ok && w.hash == f.hash && !twice {
-			n.log.Info("pod adopted", "pod", f.pod, "pid", f.pid)
-			n.launch(w, p)
-			continue
+		if err := n.listen(k, r.Object); err != nil && n.deaf[k] != err.Error() {
+			n.deaf[k] = err.Error()
+			n.log.Error("a Service does not listen", "error", err)
+		} else if err == nil {
+			delete(n.deaf, k)
 		}
-		n.log.Info("a process that is no longer wanted is ended", "pod", f.pod, "pid", f.pid)
-		go p.stop(syscall.SIGTERM, 10*time.Second)
 	}
-	for k, e := range n.state.Exposed {
-		n.expose(k, e)
-	}
-	n.kick()
-	return nil
 }
 
 // kick asks for a reconciliation. It never blocks.
@@ -172,12 +174,8 @@ func (n *node) kick() {
 
 // serve answers on the socket and reconciles until told to stop.
 func (n *node) serve(ctx context.Context) error {
-	_ = os.Remove(socket(n.dir)) // the lock is ours, so whoever made it is gone
-	l, err := net.Listen("unix", socket(n.dir))
+	l, err := unixsocket.Listen(socket(n.dir)) // the lock is ours, so whoever made the one that is there is gone
 	if err != nil {
-		return fault.WithRemedy(fmt.Errorf("listen on the node's socket: %w", err), "the path of a unix socket may have 107 bytes; choose a shorter directory")
-	}
-	if err := os.Chmod(socket(n.dir), 0o600); err != nil {
 		return err
 	}
 	ctx, done := context.WithCancel(ctx)
@@ -218,39 +216,47 @@ func (n *node) shutdown() {
 
 // listen makes a Service listen, anew where its ports have changed.
 func (n *node) listen(k string, o manifest.Object) error {
-	ports := servicePorts(o)
-	if s, ok := n.services[k]; ok {
-		if fmt.Sprint(s.ports) == fmt.Sprint(ports) {
-			return nil
-		}
-		s.stop()
+	old, ok := n.services[k]
+	if ok && fmt.Sprint(old.ports) == fmt.Sprint(servicePorts(o)) {
+		return nil
+	}
+	if ok {
+		old.stop()
 		delete(n.services, k)
 	}
 	s, err := newService(o, n.state.address(n.dir, k), n.counters, n.log)
-	if err != nil {
-		return err
+	if err == nil {
+		n.services[k] = s
+		return nil
 	}
-	n.services[k] = s
-	return nil
+	if r, known := n.state.Objects[k]; ok && known {
+		// What was there before goes on.
+		if back, e := newService(r.Object, old.address, n.counters, n.log); e == nil {
+			n.services[k] = back
+		}
+	}
+	return err
 }
 
-// expose gives a Service an address until its time is over.
-func (n *node) expose(k string, e exposed) {
+// expose gives a Service an address until its time is over. l listens there already, or is nil.
+func (n *node) expose(k string, e exposed, l net.Listener) {
 	left := time.Until(e.Until)
 	s, ok := n.services[key(e.Service)]
 	if left <= 0 || !ok || len(s.ports) == 0 {
 		delete(n.state.Exposed, k)
 		return
 	}
-	l, err := net.Listen("tcp", e.Address)
-	if err != nil {
-		n.log.Error("an exposed Service is not back", "service", e.Service.String(), "error", err)
-		return
+	if l == nil {
+		var err error
+		if l, err = net.Listen("tcp", e.Address); err != nil {
+			n.log.Error("an exposed Service is not back", "service", e.Service.String(), "error", err)
+			return
+		}
 	}
 	n.exposed[k] = l
 	go s.serve(l, s.ports[0])
 	time.AfterFunc(left, func() {
-		l.Close()
+		_ = l.Close()
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		delete(n.state.Exposed, k)

@@ -3,16 +3,12 @@ package local
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/http"
-	"os/exec"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/sluice-cd/sluice/internal/platform"
 )
@@ -26,10 +22,8 @@ type podSpec struct {
 	track     platform.Track
 	revision  string // the label replica_set of its metrics
 	labels    map[string]string
-	argv, env []string
-	dir       string
-	logFile   string
-	cred      *syscall.Credential
+	launch    launch
+	inits     []launch
 	container corev1.Container
 	grace     time.Duration
 	once      bool // a Job's: it is not started again
@@ -39,7 +33,8 @@ type podSpec struct {
 // pod supervises one process.
 type pod struct {
 	podSpec
-	changed func()
+	changed  func()
+	register func(pid int) // keeps which process it is, for a successor of the node
 
 	mu       sync.Mutex
 	ready    bool
@@ -48,52 +43,104 @@ type pod struct {
 	code     int
 	restarts int
 	reason   string
-	inflight int
+	inflight int // requests of HTTP
+	quiet    int // open connections of other protocols on which nothing is under way
+	conns    int // open connections of other protocols
 	idle     *sync.Cond
 	cancel   context.CancelFunc
 	done     chan struct{}
 }
 
+const (
+	firstBackoff = 250 * time.Millisecond
+	lastBackoff  = 30 * time.Second
+	healthy      = time.Minute            // after which a pod's earlier crashes no longer count
+	settled      = 500 * time.Millisecond // after which a process without a probe is taken to serve
+	finishing    = time.Second            // how long connections of unknown protocols may go on once their pod is to end
+)
+
 // run supervises until it is told to stop, or for a Job's pod until the process ends.
 func (p *pod) run(ctx context.Context, adopted *process) {
 	defer close(p.done)
 	defer p.set(func() { p.ready, p.ended = false, true })
-	back := 250 * time.Millisecond
+	back := firstBackoff
+	if adopted == nil && !p.initialise(ctx) {
+		return
+	}
 	for ctx.Err() == nil {
 		proc, started := adopted, time.Now()
 		adopted = nil
 		if proc == nil {
 			var err error
-			if proc, err = spawn(p.argv, p.env, p.dir, p.logFile, p.cred); err != nil {
-				p.set(func() { p.reason, p.code = "CommandNotFound: "+err.Error(), 127 })
-				if p.once {
-					return
-				}
-				<-ctx.Done()
+			if proc, err = spawn(p.launch); err != nil {
+				p.cannotStart(ctx, err)
 				return
 			}
+			p.register(proc.pid)
 		}
 		p.attend(ctx, proc)
 		if ctx.Err() != nil || p.once {
-			p.set(func() { p.code = proc.code })
+			p.set(func() { p.code, p.reason = proc.code, "exit code "+codeName(proc.code) })
 			return
 		}
-		if time.Since(started) > time.Minute {
-			back = 250 * time.Millisecond
+		well := time.Since(started) > healthy
+		if well {
+			back = firstBackoff
 		}
 		p.set(func() {
-			p.ready, p.restarts = false, p.restarts+1
-			p.reason = fmt.Sprintf("exit code %s", codeName(proc.code))
+			if p.ready, p.restarts = false, p.restarts+1; well {
+				p.restarts = 1
+			}
+			p.reason = "exit code " + codeName(proc.code)
 		})
-		t := time.NewTimer(back)
-		select {
-		case <-ctx.Done():
-		case <-t.C:
-		}
-		t.Stop()
-		back = min(2*back, 30*time.Second)
+		pauseFor(ctx, back)
+		back = min(2*back, lastBackoff)
 	}
 }
+
+// initialise runs the init containers, each until it succeeds, and reports whether the pod may start.
+func (p *pod) initialise(ctx context.Context) bool {
+	for i, l := range p.inits {
+		for back := firstBackoff; ; back = min(2*back, lastBackoff) {
+			proc, err := spawn(l)
+			if err != nil {
+				p.cannotStart(ctx, err)
+				return false
+			}
+			select {
+			case <-proc.exit:
+			case <-ctx.Done():
+				proc.stop(syscall.SIGTERM, time.Now().Add(p.grace))
+				return false
+			}
+			if proc.code == 0 {
+				break
+			}
+			p.set(func() {
+				p.restarts++
+				p.code, p.reason = proc.code, fmt.Sprintf("init container %d: exit code %s", i, codeName(proc.code))
+			})
+			if p.once {
+				return false
+			}
+			if !pauseFor(ctx, back) {
+				return false
+			}
+		}
+	}
+	p.set(func() { p.restarts = 0 })
+	return ctx.Err() == nil
+}
+
+// cannotStart lets a pod stand that has no program, until it is told to stop; a Job's ends.
+func (p *pod) cannotStart(ctx context.Context, err error) {
+	p.set(func() { p.reason, p.code = commandNotFound+": "+err.Error(), 127 })
+	if !p.once {
+		<-ctx.Done()
+	}
+}
+
+const commandNotFound = "CommandNotFound"
 
 func codeName(code int) string {
 	if code == unknown {
@@ -107,8 +154,7 @@ func (p *pod) attend(ctx context.Context, proc *process) {
 	probing, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	sick := make(chan struct{})
-	wg.Go(func() { p.probeReady(probing) })
-	wg.Go(func() { p.probeAlive(probing, sick) })
+	wg.Go(func() { p.probeAll(probing, sick) })
 	defer wg.Wait()
 	defer cancel()
 	select {
@@ -116,33 +162,65 @@ func (p *pod) attend(ctx context.Context, proc *process) {
 		// What it left behind in its group must not hold ports and files against its successor.
 		_ = syscall.Kill(-proc.pid, syscall.SIGKILL)
 	case <-sick:
-		proc.stop(syscall.SIGTERM, p.grace)
+		proc.stop(syscall.SIGTERM, time.Now().Add(p.grace))
 	case <-ctx.Done():
-		p.drain()
-		proc.stop(p.stopSignal(), p.grace)
+		deadline := time.Now().Add(p.grace)
+		p.drain(deadline)
+		p.preStop(deadline)
+		proc.stop(p.stopSignal(), deadline)
 	}
 }
 
 func (p *pod) stopSignal() syscall.Signal {
-	if l := p.container.Lifecycle; l != nil && l.StopSignal != nil && *l.StopSignal == "SIGINT" {
-		return syscall.SIGINT
+	if l := p.container.Lifecycle; l != nil && l.StopSignal != nil {
+		switch *l.StopSignal {
+		case "SIGINT":
+			return syscall.SIGINT
+		case "SIGQUIT":
+			return syscall.SIGQUIT
+		}
 	}
 	return syscall.SIGTERM
 }
 
-// drain waits until no request that was routed here is open, at most for the grace.
-func (p *pod) drain() {
+// preStop runs the hook of a pod that is to end. It may take what is left of the grace.
+func (p *pod) preStop(deadline time.Time) {
+	l := p.container.Lifecycle
+	if l == nil || l.PreStop == nil {
+		return
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	h := l.PreStop
+	var err error
+	switch {
+	case h.Exec != nil:
+		err = p.exec(ctx, h.Exec.Command)
+	case h.HTTPGet != nil:
+		err = p.get(ctx, h.HTTPGet)
+	case h.Sleep != nil:
+		pauseFor(ctx, time.Duration(h.Sleep.Seconds)*time.Second)
+	}
+	if err != nil {
+		p.set(func() { p.reason = "preStop: " + err.Error() })
+	}
+}
+
+// drain lets nothing new in and waits until what is under way has ended: requests of HTTP until the deadline, connections
+// of other protocols, of which nobody knows when they end, only until nothing goes to and fro on them.
+func (p *pod) drain(deadline time.Time) {
 	p.set(func() { p.ready, p.stopping = false, true })
-	over := time.AfterFunc(p.grace, func() {
-		p.mu.Lock()
-		p.inflight = 0
-		p.mu.Unlock()
-		p.idle.Broadcast()
-	})
-	defer over.Stop()
+	brief := time.Now().Add(finishing)
+	for _, t := range []time.Time{brief, deadline} {
+		defer time.AfterFunc(time.Until(t), func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.idle.Broadcast()
+		}).Stop()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.inflight > 0 {
+	for p.inflight > 0 && time.Now().Before(deadline) || p.conns > p.quiet && time.Now().Before(brief) && time.Now().Before(deadline) {
 		p.idle.Wait()
 	}
 }
@@ -167,7 +245,25 @@ func (p *pod) take() bool {
 
 func (p *pod) release() {
 	p.mu.Lock()
-	p.inflight = max(0, p.inflight-1)
+	p.inflight--
+	p.mu.Unlock()
+	p.idle.Broadcast()
+}
+
+// connection turns a request that was counted in into a connection that may last.
+func (p *pod) connection() {
+	p.mu.Lock()
+	p.inflight--
+	p.conns++
+	p.mu.Unlock()
+	p.idle.Broadcast()
+}
+
+// hush counts connections that became quiet (1) or lively (-1), and with them those that ended.
+func (p *pod) hush(quiet, ended int) {
+	p.mu.Lock()
+	p.quiet += quiet
+	p.conns -= ended
 	p.mu.Unlock()
 	p.idle.Broadcast()
 }
@@ -186,125 +282,6 @@ func (p *pod) now() snapshot {
 	return snapshot{p.ready, p.ended, p.code, p.restarts, p.reason}
 }
 
-// probeReady makes the pod ready when its readiness probe says so; without one it is ready once it runs. Until the first
-// success it asks often: a person waits.
-func (p *pod) probeReady(ctx context.Context) {
-	probe := p.container.ReadinessProbe
-	if p.container.StartupProbe != nil && probe == nil {
-		probe = p.container.StartupProbe
-	}
-	if probe == nil {
-		p.set(func() { p.ready = true })
-		return
-	}
-	failures := 0
-	every := 50 * time.Millisecond
-	for tick(ctx, every) {
-		err := p.probe(ctx, probe)
-		if err == nil {
-			failures, every = 0, period(probe)
-		} else {
-			failures++
-		}
-		ok := err == nil || failures < int(max(1, probe.FailureThreshold)) && p.now().ready
-		if ok != p.now().ready && ctx.Err() == nil {
-			p.set(func() {
-				p.ready = ok && !p.stopping
-				if err != nil {
-					p.reason = "readiness: " + err.Error()
-				}
-			})
-		}
-	}
-}
-
-func (p *pod) probeAlive(ctx context.Context, sick chan<- struct{}) {
-	probe := p.container.LivenessProbe
-	if probe == nil || !tick(ctx, time.Duration(probe.InitialDelaySeconds)*time.Second) {
-		return
-	}
-	failures := 0
-	for tick(ctx, period(probe)) {
-		if err := p.probe(ctx, probe); err == nil {
-			failures = 0
-		} else if failures++; failures >= int(max(3, probe.FailureThreshold)) && ctx.Err() == nil {
-			p.set(func() { p.reason = "liveness: " + err.Error() })
-			close(sick)
-			return
-		}
-	}
-}
-
-// tick waits and reports whether the context still stands.
-func tick(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
-func period(p *corev1.Probe) time.Duration {
-	if p.PeriodSeconds > 0 {
-		return time.Duration(p.PeriodSeconds) * time.Second
-	}
-	return 10 * time.Second
-}
-
-func (p *pod) probe(ctx context.Context, probe *corev1.Probe) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(max(1, probe.TimeoutSeconds))*time.Second)
-	defer cancel()
-	switch {
-	case probe.HTTPGet != nil:
-		url := fmt.Sprintf("http://%s%s", net.JoinHostPort(p.address, strconv.Itoa(p.port(probe.HTTPGet.Port))), probe.HTTPGet.Path)
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return err
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err
-		}
-		resp.Body.Close()
-		if resp.StatusCode < 200 || resp.StatusCode >= 400 {
-			return fmt.Errorf("GET %s answers %d", probe.HTTPGet.Path, resp.StatusCode)
-		}
-		return nil
-	case probe.TCPSocket != nil:
-		c, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(p.address, strconv.Itoa(p.port(probe.TCPSocket.Port))))
-		if err != nil {
-			return err
-		}
-		return c.Close()
-	case probe.Exec != nil && len(probe.Exec.Command) > 0:
-		cmd := exec.CommandContext(ctx, probe.Exec.Command[0], probe.Exec.Command[1:]...)
-		cmd.Env, cmd.Dir, cmd.SysProcAttr = p.env, p.dir, &syscall.SysProcAttr{Credential: p.cred}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %.200s", err, out)
-		}
-	}
-	return nil
-}
-
-// port resolves a port by number or by the container's name for it.
-func (p *pod) port(v intstr.IntOrString) int { return portOf(p.container, v) }
-
-func portOf(c corev1.Container, v intstr.IntOrString) int {
-	if v.Type == intstr.Int {
-		return int(v.IntVal)
-	}
-	for _, cp := range c.Ports {
-		if cp.Name == v.StrVal {
-			return int(cp.ContainerPort)
-		}
-	}
-	n, _ := strconv.Atoi(v.StrVal)
-	return n
-}
-
 // where returns the pod's track.
 func (p *pod) where() platform.Track {
 	p.mu.Lock()
@@ -317,4 +294,16 @@ func (p *pod) place(t platform.Track) {
 	p.mu.Lock()
 	p.track = t
 	p.mu.Unlock()
+}
+
+// pauseFor waits and reports whether the context still stands.
+func pauseFor(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
 }

@@ -1,16 +1,13 @@
 package local
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -25,6 +22,15 @@ type process struct {
 	code int           // valid after exit; unknown if another node started it
 }
 
+// launch is what is executed.
+type launch struct {
+	argv, env []string
+	dir       string
+	logFile   string
+	cred      *syscall.Credential
+	inside    func(string) string // a text as the pod means it: variables, mount paths, names of Services
+}
+
 const unknown = -1
 
 // Marks in a pod's environment, by which a successor finds what its predecessor started.
@@ -34,21 +40,29 @@ const (
 	markHash = "SLUICE_POD_HASH"
 )
 
+// logRotated is how long the output of a pod may be before it is put aside at the next start of its process.
+const logRotated = 64 << 20
+
 // spawn starts a command in a session of its own, so that it outlives the node, with its output in a file.
-func spawn(argv, env []string, dir, logFile string, cred *syscall.Credential) (*process, error) {
-	if err := os.MkdirAll(filepath.Dir(logFile), 0o755); err != nil {
+func spawn(l launch) (*process, error) {
+	if err := os.MkdirAll(filepath.Dir(l.logFile), 0o700); err != nil {
 		return nil, err
 	}
-	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if i, err := os.Stat(l.logFile); err == nil && i.Size() > logRotated {
+		if err := os.Rename(l.logFile, l.logFile+".1"); err != nil {
+			return nil, err
+		}
+	}
+	out, err := os.OpenFile(l.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	path, err := exec.LookPath(argv[0])
+	path, err := exec.LookPath(l.argv[0])
 	if err != nil {
 		return nil, err
 	}
-	cmd := &exec.Cmd{Path: path, Args: argv, Env: env, Dir: dir, Stdout: out, Stderr: out, SysProcAttr: &syscall.SysProcAttr{Setsid: true, Credential: cred}}
+	cmd := &exec.Cmd{Path: path, Args: l.argv, Env: l.env, Dir: l.dir, Stdout: out, Stderr: out, SysProcAttr: &syscall.SysProcAttr{Setsid: true, Credential: l.cred}}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -88,53 +102,10 @@ func adopt(pid int) (*process, error) {
 	return p, nil
 }
 
-// found is a process that carries a node's mark.
-type found struct {
-	pid       int
-	pod, hash string
-}
-
-// marked finds the processes that nodes of this directory started and that lead their sessions. A pid alone could be
-// another program's by now; the environment is the process's own and ends with it.
-func marked(dir string) ([]found, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("look for the pods of an earlier node: %w", err)
-	}
-	var all []found
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
-		if err != nil {
-			continue // another user's, or gone
-		}
-		f := found{pid: pid}
-		ours := false
-		for v := range bytes.SplitSeq(env, []byte{0}) {
-			name, value, _ := strings.Cut(string(v), "=")
-			switch name {
-			case markNode:
-				ours = value == dir
-			case markPod:
-				f.pod = value
-			case markHash:
-				f.hash = value
-			}
-		}
-		if sid, err := unix.Getsid(pid); ours && f.pod != "" && err == nil && sid == pid {
-			all = append(all, f)
-		}
-	}
-	return all, nil
-}
-
-// stop ends the process and its group: first as asked, after the grace by force.
-func (p *process) stop(sig syscall.Signal, grace time.Duration) {
+// stop ends the process and its group: first as asked, from the deadline on by force.
+func (p *process) stop(sig syscall.Signal, deadline time.Time) {
 	_ = syscall.Kill(-p.pid, sig)
-	t := time.NewTimer(grace)
+	t := time.NewTimer(time.Until(deadline))
 	defer t.Stop()
 	select {
 	case <-p.exit:
@@ -163,7 +134,7 @@ func tail(path string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// RunDetached is for programs that must not end with the terminal they were started from.
+// untilTold ends a context when the program is told to end.
 func untilTold(ctx context.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 }

@@ -2,12 +2,13 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
-	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 
@@ -34,27 +35,75 @@ func (n *node) reconcile() {
 			wanted[w.name] = w
 		}
 	}
-	for name, p := range n.pods {
+	for _, name := range slices.Sorted(keysOf(n.pods)) {
+		p := n.pods[name]
 		w, ok := wanted[name]
 		switch {
 		case p.now().ended && !(ok && p.hash == w.hash && p.once):
 			delete(n.pods, name)
-		case !ok && n.replaced(p, wanted):
+			if !ok && strings.HasPrefix(p.owner, "Deployment/") {
+				n.state.release("pod/" + name) // the next version's pods have other names
+			}
+		case p.refused != "":
+			// What it lacked may be there by now.
 			p.cancel()
-		case ok && p.hash != w.hash:
+			delete(n.pods, name)
+		case !ok && n.replaced(p, wanted), ok && p.hash != w.hash && n.turn(p, wanted):
 			p.cancel()
 		case ok:
 			p.place(w.track)
 		}
 	}
 	for _, name := range slices.Sorted(keysOf(wanted)) {
-		if _, ok := n.pods[name]; !ok && n.ctx.Err() == nil {
+		if _, ok := n.pods[name]; !ok && n.ctx.Err() == nil && n.mayStart(wanted[name]) {
 			n.launch(wanted[name], nil)
 		}
 	}
+	n.listenAll()
 	n.routes()
 	n.version++
 	n.changed.Broadcast()
+}
+
+// mayStart reports whether a pod may start now. The new pods of a Deployment that recreates wait until the old ones have
+// ended: two of them would write to one volume.
+func (n *node) mayStart(w want) bool {
+	if !w.record.recreates() || w.track != platform.Stable {
+		return true
+	}
+	for _, p := range n.pods {
+		if p.owner == w.owner && p.hash != w.hash && p.where() == platform.Stable {
+			return false
+		}
+	}
+	return true
+}
+
+// turn reports whether a pod of a StatefulSet may be replaced now: one at a time, the last ordinal first, and while all
+// others serve. One that does not serve itself is not waited for.
+func (n *node) turn(p *pod, wanted map[string]want) bool {
+	if !strings.HasPrefix(p.owner, "StatefulSet/") {
+		return true
+	}
+	for _, w := range wanted {
+		if w.owner != p.owner || w.name == p.name {
+			continue
+		}
+		q, ok := n.pods[w.name]
+		if p.now().ready && (!ok || !q.now().ready) {
+			return false
+		}
+		if ok && q.hash != w.hash && ordinal(w.name) > ordinal(p.name) {
+			return false
+		}
+	}
+	return true
+}
+
+// ordinal is the number at the end of a pod's name.
+func ordinal(pod string) int {
+	i, _ := strconv.Atoi(pod[strings.LastIndexByte(pod, '-')+1:])
+	return i
 }
 
 func keysOf[V any](m map[string]V) func(func(string) bool) {
@@ -70,7 +119,7 @@ func keysOf[V any](m map[string]V) func(func(string) bool) {
 // replaced reports whether a pod that is not wanted may go: an old pod of a Deployment serves until every new one is
 // ready.
 func (n *node) replaced(p *pod, wanted map[string]want) bool {
-	if p.where() != platform.Stable || !strings.HasPrefix(p.owner, "Deployment/") {
+	if r, ok := n.state.Objects[p.owner]; !ok || r.recreates() || p.where() != platform.Stable || !strings.HasPrefix(p.owner, "Deployment/") {
 		return true
 	}
 	for _, w := range wanted {
@@ -137,7 +186,12 @@ func revision(r *record, name string, t corev1.PodTemplateSpec) string {
 func (n *node) launch(w want, adopted *process) {
 	ns, name, _ := strings.Cut(w.name, "/")
 	x := &expansion{n: n, r: w.record, namespace: ns, pod: name, template: w.template}
+	known := len(n.state.Addresses)
 	spec, err := x.spec(w.track, w.owner)
+	if err == nil && len(n.state.Addresses) != known {
+		// Before the process knows its address: a successor must give it the same one.
+		err = n.state.save(n.dir)
+	}
 	p := &pod{podSpec: spec, changed: n.kick, done: make(chan struct{})}
 	p.idle = sync.NewCond(&p.mu)
 	if err != nil {
@@ -145,24 +199,31 @@ func (n *node) launch(w want, adopted *process) {
 		p.podSpec = podSpec{name: w.name, owner: w.owner, hash: w.hash, track: w.track, refused: err.Error()}
 	}
 	p.once = strings.HasPrefix(w.owner, "Job/")
+	p.register = func(pid int) {
+		if err := n.register(p.name, p.hash, pid); err != nil {
+			n.log.Error("a successor of this node could not adopt the pod by its number", "pod", p.name, "error", err)
+		}
+	}
 	ctx, cancel := context.WithCancel(n.ctx)
+	if limit := w.record.activeDeadline(); p.once && limit > 0 {
+		ctx, cancel = context.WithTimeout(n.ctx, limit)
+	}
 	p.cancel = cancel
 	n.pods[w.name] = p
+	if p.refused != "" {
+		return
+	}
 	n.wg.Go(func() {
-		if p.refused != "" {
-			<-ctx.Done()
-			p.set(func() { p.ended = true })
-			close(p.done)
-			return
-		}
-		n.log.Info("pod starts", "pod", w.name, "address", p.address, "command", p.argv[0])
+		defer cancel()
+		n.log.Info("pod starts", "pod", w.name, "address", p.address, "command", p.launch.argv[0])
 		p.run(ctx, adopted)
-		n.podEnded(p)
+		n.forget(p.name)
+		n.podEnded(p, errors.Is(ctx.Err(), context.DeadlineExceeded))
 	})
 }
 
 // podEnded keeps how a Job's pod ended.
-func (n *node) podEnded(p *pod) {
+func (n *node) podEnded(p *pod, late bool) {
 	if !p.once {
 		return
 	}
@@ -179,14 +240,14 @@ func (n *node) podEnded(p *pod) {
 	}
 	end := p.now()
 	switch {
+	case late:
+		n.state.Jobs[p.owner] = jobEnd{Reason: "DeadlineExceeded", Message: fmt.Sprintf("it ran longer than its activeDeadlineSeconds (%s)\n%s", r.activeDeadline(), tail(p.launch.logFile, 10))}
 	case end.code == 0:
 		n.state.Jobs[p.owner] = jobEnd{Complete: true}
-	case n.attempts[p.owner] >= int(limit) || end.code == unknown || strings.HasPrefix(end.reason, "CommandNotFound"):
-		m := fmt.Sprintf("exit code %s; %s\n%s", codeName(end.code), end.reason, tail(p.logFile, 10))
-		if end.code == unknown {
-			m = "the node died while it ran, so its exit code is unknown\n" + tail(p.logFile, 10)
-		}
-		n.state.Jobs[p.owner] = jobEnd{Message: m}
+	case end.code == unknown:
+		n.state.Jobs[p.owner] = jobEnd{Reason: "ExitCodeUnknown", Message: "the node died while it ran, so its exit code is unknown\n" + tail(p.launch.logFile, 10)}
+	case n.attempts[p.owner] >= int(limit) || strings.HasPrefix(end.reason, commandNotFound):
+		n.state.Jobs[p.owner] = jobEnd{Reason: "BackoffLimitExceeded", Message: fmt.Sprintf("%s\n%s", end.reason, tail(p.launch.logFile, 10))}
 	default:
 		n.attempts[p.owner]++
 	}
@@ -262,7 +323,7 @@ func (n *node) present(ref manifest.Ref) platform.State {
 		end, over := n.state.Jobs[k]
 		s.Ready, s.Failed, s.Message = end.Complete, over && !end.Complete, end.Message
 		if s.Failed {
-			s.Reason = "BackoffLimitExceeded"
+			s.Reason = end.Reason
 		}
 		for _, p := range pods {
 			if p.refused != "" {
@@ -272,7 +333,12 @@ func (n *node) present(ref manifest.Ref) platform.State {
 		return s
 	case "Deployment", "StatefulSet":
 	case "Service":
-		_, s.Ready = n.services[k]
+		v, ok := n.services[k]
+		if s.Ready = ok; ok {
+			s.Message = v.where()
+		} else if s.Message = n.deaf[k]; s.Message != "" {
+			s.Reason = "PortTaken"
+		}
 		return s
 	default:
 		s.Ready = true
@@ -304,18 +370,18 @@ func (n *node) workloadState(s *platform.State, k string, r *record, pods []*pod
 			switch {
 			case p.refused != "":
 				s.Failed, s.Reason, s.Message = true, "CannotStart", p.refused
-			case strings.HasPrefix(st.reason, "CommandNotFound"):
-				s.Failed, s.Reason, s.Message = true, "CommandNotFound", st.reason
+			case strings.HasPrefix(st.reason, commandNotFound):
+				s.Failed, s.Reason, s.Message = true, commandNotFound, st.reason
 			case st.restarts > 0:
 				s.Failed = st.restarts >= crashes
-				s.Reason, s.Message = "CrashLoopBackOff", fmt.Sprintf("pod %s: %s\n%s", p.name, st.reason, tail(p.logFile, 10))
+				s.Reason, s.Message = "CrashLoopBackOff", fmt.Sprintf("pod %s: %s\n%s", p.name, st.reason, hinted(tail(p.launch.logFile, 10)))
 			default:
 				s.Reason, s.Message = "Progressing", fmt.Sprintf("pod %s: %s", p.name, st.reason)
 			}
 		}
 	}
 	// Every wanted pod is ready, and none that is not wanted is left.
-	s.Ready = ready == len(wants) && len(pods) == len(wants) && r.replicas() > 0
+	s.Ready = ready == len(wants) && len(pods) == len(wants) && (r.replicas() > 0 || r.Replicas == nil)
 	if t, ok, err := r.Object.PodTemplate(); ok && err == nil {
 		for _, c := range t.Spec.Containers {
 			s.Images = append(s.Images, c.Image)
@@ -323,19 +389,10 @@ func (n *node) workloadState(s *platform.State, k string, r *record, pods []*pod
 	}
 }
 
-// validate refuses what the node cannot run, before anything is kept.
-func validate(o manifest.Object) error {
-	switch o.GetKind() {
-	case "Deployment":
-		return o.Into(&appsv1.Deployment{})
-	case "StatefulSet":
-		return o.Into(&appsv1.StatefulSet{})
-	case "Job":
-		return o.Into(&batchv1.Job{})
-	case "Service":
-		return o.Into(&corev1.Service{})
-	case "PersistentVolumeClaim", "ConfigMap", "Secret", "Namespace":
-		return nil
+// hinted adds to the last lines of a pod what they mean on this platform.
+func hinted(lines string) string {
+	if strings.Contains(strings.ToLower(lines), "address already in use") {
+		return lines + "\n(each pod has an address of its own: let the program listen on $(POD_IP), not on every address)"
 	}
-	return unsupported(o)
+	return lines
 }

@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +28,10 @@ import (
 
 // patience is how long a connection waits for a pod that is ready.
 const patience = 30 * time.Second
+
+// reused is how long a connection to a pod waits for the next request: shorter than servers usually do, so that it is not
+// closed from there just when it is used again.
+const reused = 4 * time.Second
 
 // servicePort is one port of a Service. Ports below 1024 are mapped to ones that an ordinary user may listen on.
 type servicePort struct {
@@ -72,15 +79,18 @@ type service struct {
 	mu     sync.Mutex
 	change *sync.Cond
 	closed bool
+	gone   bool
 	pods   []*pod
 	weight int // of the canary
 	credit int // of the smooth choice between the tracks
 	next   map[platform.Track]int
 	conns  map[net.Conn]bool
+	web    map[net.Listener]*http.Server // carries what is HTTP on a listener
 }
 
 func newService(o manifest.Object, address string, c *counters, log *slog.Logger) (*service, error) {
-	s := &service{ref: o.Ref(), address: address, ports: servicePorts(o), counters: c, log: log, next: map[platform.Track]int{}, conns: map[net.Conn]bool{}}
+	s := &service{ref: o.Ref(), address: address, ports: servicePorts(o), counters: c, log: log, next: map[platform.Track]int{}, conns: map[net.Conn]bool{},
+		web: map[net.Listener]*http.Server{}}
 	s.change = sync.NewCond(&s.mu)
 	for _, p := range s.ports {
 		at := net.JoinHostPort(address, strconv.Itoa(p.listen))
@@ -104,9 +114,15 @@ func (s *service) stop() {
 		_ = l.Close()
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.gone = true
+	web := slices.Collect(maps.Values(s.web))
 	for c := range s.conns {
 		_ = c.Close()
+	}
+	s.mu.Unlock()
+	s.change.Broadcast()
+	for _, w := range web {
+		_ = w.Close()
 	}
 }
 
@@ -118,19 +134,94 @@ func (s *service) route(pods []*pod, weight int, closed bool) {
 	s.change.Broadcast()
 }
 
+// serve carries what comes to a listener: request by request where it is HTTP, else connection by connection.
 func (s *service) serve(l net.Listener, p servicePort) {
-	if p.http {
-		srv := &http.Server{Handler: s.proxy(p), ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
-		_ = srv.Serve(l)
-		return
-	}
+	in := &handed{from: l, conns: make(chan net.Conn), closed: make(chan struct{})}
+	srv := &http.Server{Handler: s.proxy(p), ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+	s.mu.Lock()
+	s.web[l] = srv
+	s.mu.Unlock()
+	go func() { _ = srv.Serve(in) }()
+	defer srv.Close()
 	for {
 		c, err := l.Accept()
+		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+			// The node has no file descriptor left for an instant; giving up the listener would be for ever.
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
 		if err != nil {
 			return
 		}
-		go s.forward(c, p)
+		if !s.isHTTP(p) {
+			go s.forward(c, p)
+			continue
+		}
+		select {
+		case in.conns <- c:
+		case <-in.closed:
+			_ = c.Close()
+			return
+		}
 	}
+}
+
+// isHTTP reports whether a port speaks HTTP: it is called so, or its pods are probed by HTTP there.
+func (s *service) isHTTP(p servicePort) bool {
+	if p.http {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, pd := range s.pods {
+		for _, probe := range []*corev1.Probe{pd.container.ReadinessProbe, pd.container.LivenessProbe, pd.container.StartupProbe} {
+			if probe != nil && probe.HTTPGet != nil && portOf(pd.container, probe.HTTPGet.Port) == portOf(pd.container, p.target) &&
+				!strings.EqualFold(string(probe.HTTPGet.Scheme), "https") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// handed is a listener of connections that somebody else has accepted.
+type handed struct {
+	from   net.Listener
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+// Accept returns the next connection.
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept; the listener behind it is its owner's.
+func (h *handed) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
+
+// Addr is where the connections came to.
+func (h *handed) Addr() net.Addr { return h.from.Addr() }
+
+// where tells where the Service listens, and which of its ports had to be mapped.
+func (s *service) where() string {
+	var at []string
+	for _, p := range s.ports {
+		text := net.JoinHostPort(s.address, strconv.Itoa(p.listen))
+		if p.listen != p.port {
+			text += fmt.Sprintf(" (its port %d)", p.port)
+		}
+		at = append(at, text)
+	}
+	return "at " + strings.Join(at, ", ")
 }
 
 var errNoPod = errors.New("no pod of the Service is ready")
@@ -159,6 +250,9 @@ func (s *service) choose(ctx context.Context, not map[*pod]bool) (*pod, error) {
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
+		}
+		if s.gone {
+			return nil, errNoPod
 		}
 		if time.Since(waited) >= patience {
 			return nil, errNoPod
@@ -194,53 +288,6 @@ func (s *service) pick(not map[*pod]bool) *pod {
 	return nil
 }
 
-// forward carries one connection of a protocol that is not HTTP.
-func (s *service) forward(c net.Conn, p servicePort) {
-	defer c.Close()
-	s.track(c, true)
-	defer s.track(c, false)
-	tried := map[*pod]bool{}
-	for {
-		pd, err := s.choose(context.Background(), tried)
-		if err != nil {
-			return
-		}
-		to, err := net.DialTimeout("tcp", net.JoinHostPort(pd.address, strconv.Itoa(portOf(pd.container, p.target))), 5*time.Second)
-		if err != nil {
-			pd.release()
-			tried[pd] = true
-			continue
-		}
-		s.counters.connection(s.ref, pd)
-		splice(c, to)
-		pd.release()
-		return
-	}
-}
-
-func (s *service) track(c net.Conn, open bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if open {
-		s.conns[c] = true
-	} else {
-		delete(s.conns, c)
-	}
-}
-
-func splice(a, b net.Conn) {
-	var wg sync.WaitGroup
-	one := func(to, from net.Conn) {
-		_, _ = (to.(*net.TCPConn)).ReadFrom(from)
-		_ = to.(*net.TCPConn).CloseWrite()
-		_ = from.(*net.TCPConn).CloseRead()
-	}
-	wg.Go(func() { one(a, b) })
-	wg.Go(func() { one(b, a) })
-	wg.Wait()
-	_ = b.Close()
-}
-
 // chosen is where one request goes.
 type chosen struct{ pod *pod }
 
@@ -250,7 +297,7 @@ type chosenKey struct{}
 func (s *service) proxy(p servicePort) http.Handler {
 	rp := &httputil.ReverseProxy{
 		Rewrite:       func(r *httputil.ProxyRequest) { r.Out.Host = r.In.Host; r.SetXForwarded() },
-		Transport:     &roundTripper{s: s, port: p, inner: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}},
+		Transport:     &roundTripper{s: s, port: p, inner: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true, IdleConnTimeout: reused}},
 		FlushInterval: -1,
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			http.Error(w, fmt.Sprintf("service %s: %v", s.ref, err), http.StatusBadGateway)
@@ -260,11 +307,19 @@ func (s *service) proxy(p servicePort) http.Handler {
 		start := time.Now()
 		c := &chosen{}
 		rec := &statusWriter{ResponseWriter: w, code: http.StatusOK}
+		whole := false
+		defer func() {
+			// The proxy panics where an answer breaks off, to have the connection closed: that request has failed.
+			if !whole {
+				rec.code = http.StatusBadGateway
+			}
+			if c.pod != nil {
+				c.pod.release()
+			}
+			s.counters.request(s.ref, c.pod, rec.code, time.Since(start))
+		}()
 		rp.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), chosenKey{}, c)))
-		if c.pod != nil {
-			c.pod.release()
-		}
-		s.counters.request(s.ref, c.pod, rec.code, time.Since(start))
+		whole = true
 	})
 }
 

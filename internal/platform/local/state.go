@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
@@ -59,6 +61,7 @@ type exposed struct {
 // jobEnd is how a Job ended.
 type jobEnd struct {
 	Complete bool   `json:"complete"`
+	Reason   string `json:"reason,omitempty"`
 	Message  string `json:"message,omitempty"`
 }
 
@@ -120,6 +123,9 @@ func (s *state) save(dir string) error {
 	return nil
 }
 
+// The addresses of one node: a block of four times 256 in 127.64.0.0 to 127.191.255.255, without the ends of each 256.
+const addresses = 4 * 254
+
 // address gives a name an address of its own in 127.0.0.0/8, and the same one ever after. Nodes of different
 // directories use different parts of the range.
 func (s *state) address(dir, name string) string {
@@ -129,14 +135,38 @@ func (s *state) address(dir, name string) string {
 	h := fnv.New32a()
 	h.Write([]byte(dir))
 	n := h.Sum32()
-	i := s.Next%1000 + 1
-	s.Next++
-	a := fmt.Sprintf("127.%d.%d.%d", 64+n%128, (n>>7)%64*4+uint32(i>>8), i&255)
-	if i&255 == 0 || i&255 == 255 {
-		return s.address(dir, name)
+	used := map[string]bool{}
+	for _, a := range s.Addresses {
+		used[a] = true
+	}
+	var a string
+	for range addresses {
+		i := uint32(s.Next % addresses)
+		s.Next++
+		if a = fmt.Sprintf("127.%d.%d.%d", 64+n%128, (n>>7)%64*4+i/254, i%254+1); !used[a] {
+			break
+		}
 	}
 	s.Addresses[name] = a
 	return a
+}
+
+// release gives up an address that nobody will ask for again.
+func (s *state) release(name string) { delete(s.Addresses, name) }
+
+// recreates reports whether a workload's old pods must end before new ones start.
+func (r *record) recreates() bool {
+	v, _, _ := unstructured.NestedString(r.Object.Object, "spec", "strategy", "type")
+	return r.Object.GetKind() == "Deployment" && v == "Recreate"
+}
+
+// activeDeadline is how long a Job may run, 0 for ever.
+func (r *record) activeDeadline() time.Duration {
+	n, ok, err := nested(r.Object, "spec", "activeDeadlineSeconds")
+	if err != nil || !ok {
+		return 0
+	}
+	return time.Duration(n) * time.Second
 }
 
 // replicas returns how many pods a workload is to have.
