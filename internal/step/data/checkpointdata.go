@@ -56,7 +56,7 @@ func (st checkpointData) Run(ctx context.Context, c step.Call) (step.Outcome, er
 		if err := c.Save(ctx, s); err != nil {
 			return step.Outcome{}, err
 		}
-		k, _, err := st.take(ctx, c, p, a.Database, a.Database.Namespace, l.sources, cutID(c.Key, s.Try), 0)
+		k, err := st.take(ctx, c, p, a.Database, a.Database.Namespace, l.sources, cutID(c.Key, s.Try), 0)
 		if err != nil {
 			return step.Outcome{}, err
 		}

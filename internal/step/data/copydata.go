@@ -98,7 +98,7 @@ func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	_, err = st.raise(ctx, c, p, a.Database, raising{namespace: s.Control.Namespace, from: base, workload: live.workload, objects: live.bundle(),
+	err = st.raise(ctx, c, p, a.Database, raising{namespace: s.Control.Namespace, from: base, workload: live.workload, objects: live.bundle(),
 		role: database.Control, copyID: c.Key + "/control", upKey: fmt.Sprintf("%s/control/up/%d", c.Key, s.Try), timeout: a.Timeout})
 	if err != nil {
 		return step.Outcome{}, fmt.Errorf("control: %w", err)
@@ -120,7 +120,7 @@ func (st copyData) cutSource(ctx context.Context, c step.Call, p place, a plan.C
 			return err
 		}
 	}
-	k, _, err := st.take(ctx, c, p, a.Database, a.Database.Namespace, l.sources, cutID(c.Key, s.Try), a.MaxHold)
+	k, err := st.take(ctx, c, p, a.Database, a.Database.Namespace, l.sources, cutID(c.Key, s.Try), a.MaxHold)
 	if err != nil {
 		return err
 	}
@@ -144,10 +144,10 @@ func (st copyData) recover(ctx context.Context, c step.Call, p place, a plan.Cop
 	at := beside(a.To, "base")
 	r := raising{namespace: at.Namespace, from: from, workload: l.workload, objects: l.bundle(), role: database.Control,
 		copyID: s.baseID(c.Key), upKey: fmt.Sprintf("%s/base/up/%d", c.Key, s.Try), timeout: a.Timeout}
-	if _, err := st.raise(ctx, c, p, a.Database, r); err != nil {
+	if err := st.raise(ctx, c, p, a.Database, r); err != nil {
 		return fmt.Errorf("recover the copy: %w", err)
 	}
-	server, err := st.open(ctx, p, a.Database, at.Namespace, true)
+	server, err := st.open(ctx, p, a.Database, at.Namespace)
 	if err != nil {
 		return err
 	}

@@ -156,13 +156,13 @@ func (b base) url(p place, db plan.Database, namespace string, frozen bool) (dat
 	}}, nil
 }
 
-// open connects to the database in a namespace.
-func (b base) open(ctx context.Context, p place, db plan.Database, namespace string, frozen bool) (database.Server, error) {
+// open connects to the database in a namespace, where nobody writes: a twin, or production behind the fence.
+func (b base) open(ctx context.Context, p place, db plan.Database, namespace string) (database.Server, error) {
 	engine, err := b.ports.Engine(db.Engine)
 	if err != nil {
 		return nil, err
 	}
-	u, err := b.url(p, db, namespace, frozen)
+	u, err := b.url(p, db, namespace, true)
 	if err != nil {
 		return nil, err
 	}

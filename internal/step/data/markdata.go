@@ -63,7 +63,7 @@ func (st markData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 				return step.Outcome{}, err
 			}
 		}
-		k, _, err := st.take(ctx, c, p, a.Database, a.To.Namespace, candidate.sources, cutID(c.Key, s.Try), 0)
+		k, err := st.take(ctx, c, p, a.Database, a.To.Namespace, candidate.sources, cutID(c.Key, s.Try), 0)
 		if err != nil {
 			return step.Outcome{}, err
 		}
@@ -83,12 +83,12 @@ func (st markData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 }
 
 func (st markData) raiseMark(ctx context.Context, c step.Call, p place, a plan.DataArgs, l live, from volume.Copy, s *marked) error {
-	_, err := st.raise(ctx, c, p, a.Database, raising{namespace: s.Site.Namespace, from: from, workload: l.workload, objects: l.bundle(),
+	err := st.raise(ctx, c, p, a.Database, raising{namespace: s.Site.Namespace, from: from, workload: l.workload, objects: l.bundle(),
 		role: database.Candidate, copyID: s.copyID(c.Key), upKey: fmt.Sprintf("%s/up/%d", c.Key, s.Try), timeout: a.Timeout})
 	if err != nil {
 		return fmt.Errorf("mark: %w", err)
 	}
-	server, err := st.open(ctx, p, a.Database, s.Site.Namespace, true)
+	server, err := st.open(ctx, p, a.Database, s.Site.Namespace)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func (open) Plan(n plan.Node) (plan.Description, error) {
 func (st open) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	f, err := optional[platform.Fencer](k.p, "hold connections back")
 	if err != nil {
@@ -73,7 +73,7 @@ func (st open) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 func (st open) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	s, err := saved[opened](c.Saved)
 	if err != nil || s.At.IsZero() {
@@ -184,11 +184,11 @@ func (st open) count(ctx context.Context, c step.Call, k fencedCall, s *opened) 
 func (st open) Clean(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	s, err := saved[opened](c.Saved)
 	if err != nil || s.AtRisk == nil {
-		return unchanged, err
+		return unchanged(), err
 	}
 	return step.Done(delivery.Pass, ""), st.uncount(ctx, c, k)
 }

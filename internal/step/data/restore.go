@@ -72,11 +72,11 @@ func (st open) raiseBoth(ctx context.Context, c step.Call, k fencedCall, s opene
 	if err := k.p.volumes.Ready(ctx, failed); err != nil {
 		return t, err
 	}
-	if _, err := st.raise(ctx, c, k.p, k.a.Database, raising{namespace: t.new, from: failed, workload: k.next, objects: k.objects, role: database.Control,
+	if err := st.raise(ctx, c, k.p, k.a.Database, raising{namespace: t.new, from: failed, workload: k.next, objects: k.objects, role: database.Control,
 		copyID: failedClone(c.Key), upKey: fmt.Sprintf("%s/failed/up/%d", c.Key, s.Try), timeout: k.a.Timeout}); err != nil {
 		return t, fmt.Errorf("start the new version on a copy of the failed state: %w", err)
 	}
-	if _, err := st.raise(ctx, c, k.p, k.a.Database, raising{namespace: t.old, from: checkpoint, workload: old, objects: k.f.Old, role: database.Control,
+	if err := st.raise(ctx, c, k.p, k.a.Database, raising{namespace: t.old, from: checkpoint, workload: old, objects: k.f.Old, role: database.Control,
 		copyID: beforeClone(c.Key), upKey: fmt.Sprintf("%s/before/up/%d", c.Key, s.Try), timeout: k.a.Timeout}); err != nil {
 		return t, fmt.Errorf("start the old version on a clone of the checkpoint: %w", err)
 	}

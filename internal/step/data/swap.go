@@ -36,7 +36,7 @@ func (swap) Plan(n plan.Node) (plan.Description, error) {
 func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	if _, err := left(k.a, k.f, c.Now); err != nil {
 		return step.Done(delivery.Fail, err.Error()), nil
@@ -80,7 +80,7 @@ func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 func (st swap) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	s, err := saved[swapped](c.Saved)
 	if err != nil {

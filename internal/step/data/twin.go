@@ -47,23 +47,22 @@ func size(bytes int64) string {
 
 // take copies the volumes of a running database while its writers are held. The id must not have been used by an
 // earlier entry: a copy that was cut under a hold which died with Sluice is worth nothing.
-func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, src []volume.Source, id string, maxHold time.Duration) (cut, volume.Copy, error) {
-	var none volume.Copy
+func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, src []volume.Source, id string, maxHold time.Duration) (cut, error) {
 	engine, err := b.ports.Engine(db.Engine)
 	if err != nil {
-		return cut{}, none, err
+		return cut{}, err
 	}
 	q, ok := engine.(database.Quiescer)
 	if !ok {
-		return cut{}, none, fault.Newf(fault.Invalid, "engine %s cannot hold writers for a copy", db.Engine)
+		return cut{}, fault.Newf(fault.Invalid, "engine %s cannot hold writers for a copy", db.Engine)
 	}
 	able, err := p.volumes.Probe(ctx, src)
 	if err != nil {
-		return cut{}, none, err
+		return cut{}, err
 	}
 	u, err := b.url(p, db, namespace, false)
 	if err != nil {
-		return cut{}, none, err
+		return cut{}, err
 	}
 	if maxHold == 0 {
 		maxHold = hold
@@ -77,7 +76,7 @@ func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, 
 	start := time.Now()
 	lease, err := q.Quiesce(ctx, req)
 	if err != nil {
-		return cut{}, none, fmt.Errorf("hold the writers of %s: %w", db.Name, err)
+		return cut{}, fmt.Errorf("hold the writers of %s: %w", db.Name, err)
 	}
 	k := cut{ID: id, Level: volume.Level(lease.Level()), Census: lease.Census()}
 	made, cutErr := p.volumes.Cut(ctx, id, c.Delivery, src)
@@ -89,25 +88,25 @@ func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, 
 	assembly, err := lease.Release(context.WithoutCancel(ctx))
 	k.Held = since(start)
 	if cutErr != nil {
-		return k, none, cutErr
+		return k, cutErr
 	}
 	if err != nil {
-		return k, none, fmt.Errorf("let the writers of %s go on: %w", db.Name, err)
+		return k, fmt.Errorf("let the writers of %s go on: %w", db.Name, err)
 	}
 	if err := p.volumes.Ready(ctx, made); err != nil {
-		return k, none, err
+		return k, err
 	}
 	if assembly.Finish != nil {
 		if err := assembly.Finish(ctx, made.Info().Dirs); err != nil {
-			return k, none, fmt.Errorf("finish the copy of %s: %w", db.Name, err)
+			return k, fmt.Errorf("finish the copy of %s: %w", db.Name, err)
 		}
 	}
 	if k.Level == volume.Fuzzy {
-		return k, none, fault.Newf(fault.Invalid, "the copy of %s is not consistent, and no database is started on such a copy", db.Name)
+		return k, fault.Newf(fault.Invalid, "the copy of %s is not consistent, and no database is started on such a copy", db.Name)
 	}
 	info := made.Info()
 	k.Took, k.Method, k.Bytes, k.Notes = since(start), info.Method, info.Bytes, assembly.Notes
-	return k, made, nil
+	return k, nil
 }
 
 // raising is how a copy of a database is started.
@@ -123,12 +122,12 @@ type raising struct {
 }
 
 // raise clones a copy, neutralises it and starts the database on it.
-func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (volume.Copy, error) {
-	clone, launch, err := b.ready(ctx, c, p, db, r)
+func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database, r raising) error {
+	_, launch, err := b.ready(ctx, c, p, db, r)
 	if err != nil {
-		return clone, err
+		return err
 	}
-	return clone, b.start(ctx, c, p, r, launch)
+	return b.start(ctx, c, p, r, launch)
 }
 
 // ready clones a copy and neutralises the clone.

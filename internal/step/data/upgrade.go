@@ -77,13 +77,15 @@ func (k fencedCall) old() (workload, error) {
 	return w, err
 }
 
-var unchanged = step.Done(delivery.Pass, "nothing to do: the database does not change")
+func unchanged() step.Outcome {
+	return step.Done(delivery.Pass, "nothing to do: the database does not change")
+}
 
 // Run upgrades a clone. What goes wrong with the new version fails the step, and R0 follows.
 func (st upgradeClone) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	rest, err := left(k.a, k.f, c.Now)
 	if err != nil {
@@ -128,7 +130,7 @@ func (st upgradeClone) upgrade(ctx context.Context, c step.Call, k fencedCall, s
 	if err := k.p.volumes.Ready(ctx, checkpoint); err != nil {
 		return err
 	}
-	_, err = st.raise(ctx, c, k.p, k.a.Database, raising{namespace: s.Site.Namespace, from: checkpoint, workload: k.next, objects: k.objects,
+	err = st.raise(ctx, c, k.p, k.a.Database, raising{namespace: s.Site.Namespace, from: checkpoint, workload: k.next, objects: k.objects,
 		role: database.Upgrade, copyID: s.Clone, upKey: fmt.Sprintf("%s/up/%d", c.Key, s.Try), timeout: k.a.Timeout})
 	if err != nil {
 		return err
@@ -150,11 +152,11 @@ func (st upgradeClone) upgrade(ctx context.Context, c step.Call, k fencedCall, s
 func (st upgradeClone) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	s, err := saved[upgraded](c.Saved)
 	if err != nil || s.Try == 0 {
-		return unchanged, err
+		return unchanged(), err
 	}
 	return step.Done(delivery.Pass, "the clone is stopped"), st.stop(ctx, c, k.p, s.Site.Namespace, k.a.Objects, c.Key+"/undo")
 }
@@ -164,11 +166,11 @@ func (st upgradeClone) Undo(ctx context.Context, c step.Call) (step.Outcome, err
 func (st upgradeClone) Clean(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	s, err := saved[upgraded](c.Saved)
 	if err != nil || s.Try == 0 {
-		return unchanged, err
+		return unchanged(), err
 	}
 	if err := st.stop(ctx, c, k.p, s.Site.Namespace, k.a.Objects, c.Key+"/clean"); err != nil {
 		return step.Outcome{}, err
@@ -198,7 +200,7 @@ func (quickVerify) Plan(n plan.Node) (plan.Description, error) {
 func (st quickVerify) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
-		return unchanged, err
+		return unchanged(), err
 	}
 	rest, err := left(k.a, k.f, c.Now)
 	if err != nil {
@@ -238,7 +240,7 @@ func (st quickVerify) verify(ctx context.Context, c step.Call, k fencedCall, u u
 		return step.Outcome{}, err
 	}
 	at := k.before()
-	_, err = st.raise(ctx, c, k.p, k.a.Database, raising{namespace: at.Namespace, from: checkpoint, workload: old, objects: k.f.Old,
+	err = st.raise(ctx, c, k.p, k.a.Database, raising{namespace: at.Namespace, from: checkpoint, workload: old, objects: k.f.Old,
 		role: database.Control, copyID: c.Key + "/before", upKey: fmt.Sprintf("%s/up/%d", c.Key, s.Try), timeout: k.a.Timeout})
 	if err != nil {
 		return step.Outcome{}, fmt.Errorf("start the old version on a clone of the checkpoint: %w", err)
@@ -262,7 +264,7 @@ func (st quickVerify) Undo(context.Context, step.Call) (step.Outcome, error) {
 func (st quickVerify) Clean(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged || k.f.Since.IsZero() {
-		return unchanged, err
+		return unchanged(), err
 	}
 	if err := st.stop(ctx, c, k.p, k.before().Namespace, k.f.Old, c.Key+"/clean"); err != nil {
 		return step.Outcome{}, err

@@ -108,7 +108,7 @@ func (x *pair) Close() {
 func (b base) pair(ctx context.Context, p place, a plan.DataArgs, t twins) (*pair, error) {
 	x := &pair{}
 	for i, namespace := range []string{t.old, t.new} {
-		s, err := b.open(ctx, p, a.Database, namespace, true)
+		s, err := b.open(ctx, p, a.Database, namespace)
 		if err != nil {
 			x.Close()
 			return nil, err
@@ -430,7 +430,7 @@ func evidenceOf(r *fingerprint.Report, findings []database.Finding, report strin
 
 // digest fingerprints one database that nobody writes to. Two digests can be compared when they were made with one seed.
 func (b base) digest(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, seed fingerprint.Seed) (*fingerprint.Digest, error) {
-	s, err := b.open(ctx, p, db, namespace, true)
+	s, err := b.open(ctx, p, db, namespace)
 	if err != nil {
 		return nil, err
 	}
