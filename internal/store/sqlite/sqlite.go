@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -23,6 +24,8 @@ type Store struct {
 	write *sql.DB
 	read  *sql.DB
 	hub   store.Hub
+	mu    sync.Mutex
+	specs map[string]delivery.Spec // of open deliveries: a spec never changes, may be large, and is asked for at each step
 }
 
 // migrations bring a file from the version of its index to the next one; they are never changed, only added to.
@@ -52,7 +55,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, fmt.Errorf("open the store %s: %w", path, err)
 	}
 	w.SetMaxOpenConns(1)
-	s := &Store{write: w}
+	s := &Store{write: w, specs: map[string]delivery.Spec{}}
 	if err := s.migrate(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the store %s: %w", path, err), w.Close())
 	}
@@ -175,20 +178,65 @@ func replaceQueued(ctx context.Context, tx *sql.Tx, spec delivery.Spec) (string,
 	return id, err
 }
 
-const columns = "SELECT spec, status, revision FROM deliveries "
+const columns = "SELECT id, spec, status, revision FROM deliveries "
 
-func scan(row interface{ Scan(...any) error }) (store.Delivery, error) {
+// scan reads one delivery.
+func (s *Store) scan(row interface{ Scan(...any) error }) (store.Delivery, error) {
 	var d store.Delivery
-	var spec, status string
-	if err := row.Scan(&spec, &status, &d.Revision); err != nil {
+	var id, spec, status string
+	if err := row.Scan(&id, &spec, &status, &d.Revision); err != nil {
 		return d, err
 	}
-	return d, errors.Join(json.Unmarshal([]byte(spec), &d.Spec), json.Unmarshal([]byte(status), &d.Status))
+	if err := json.Unmarshal([]byte(status), &d.Status); err != nil {
+		return d, fmt.Errorf("read the status of delivery %s: %w", id, err)
+	}
+	var known bool
+	if d.Spec, known = s.known(id); known {
+		return d, nil
+	}
+	if err := json.Unmarshal([]byte(spec), &d.Spec); err != nil {
+		return d, fmt.Errorf("read the spec of delivery %s: %w", id, err)
+	}
+	if !d.Status.Done {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.specs[id] = d.Spec
+	}
+	return d, nil
+}
+
+// one reads one delivery, without its spec where that is known.
+func (s *Store) one(ctx context.Context, id string) (store.Delivery, error) {
+	spec, known := s.known(id)
+	if !known {
+		return s.scan(s.read.QueryRowContext(ctx, columns+"WHERE id = ?", id))
+	}
+	d := store.Delivery{Spec: spec}
+	var status string
+	row := s.read.QueryRowContext(ctx, "SELECT status, revision FROM deliveries WHERE id = ?", id)
+	if err := row.Scan(&status, &d.Revision); err != nil {
+		return d, err
+	}
+	return d, json.Unmarshal([]byte(status), &d.Status)
+}
+
+func (s *Store) known(id string) (delivery.Spec, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	spec, ok := s.specs[id]
+	return spec, ok
+}
+
+// forget forgets the spec of a delivery that is done.
+func (s *Store) forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.specs, id)
 }
 
 // Load implements store.Store.
 func (s *Store) Load(ctx context.Context, id string) (store.Delivery, error) {
-	d, err := scan(s.read.QueryRowContext(ctx, columns+"WHERE id = ?", id))
+	d, err := s.one(ctx, id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return d, fault.Newf(fault.NotFound, "there is no delivery %q", id)
 	}
@@ -236,6 +284,9 @@ func (s *Store) Swap(ctx context.Context, id string, at store.Revision, st deliv
 	})
 	if err != nil {
 		return 0, err
+	}
+	if st.Done {
+		s.forget(id)
 	}
 	s.hub.Publish(id)
 	return at + 1, nil
@@ -289,7 +340,7 @@ func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
 	defer rows.Close()
 	var all []store.Delivery
 	for rows.Next() {
-		d, err := scan(rows)
+		d, err := s.scan(rows)
 		if err != nil {
 			return nil, err
 		}

@@ -30,7 +30,13 @@ func Run(t *testing.T, open func(*testing.T) Full) {
 	t.Run("the newest queued replaces", func(t *testing.T) { queue(t, open(t)) })
 	t.Run("the first signal of a key wins", func(t *testing.T) { signals(t, open(t)) })
 	t.Run("watch tells of every change", func(t *testing.T) { watch(t, open(t)) })
+	t.Run("an id exists once", func(t *testing.T) { twice(t, open(t)) })
+	t.Run("a status is read as it was written", func(t *testing.T) { wholeStatus(t, open(t)) })
 	t.Run("of concurrent swaps one wins", func(t *testing.T) { race(t, open(t)) })
+	t.Run("of concurrent deliveries of an application one runs", func(t *testing.T) { raceOfCreates(t, open(t)) })
+	t.Run("of concurrent signals of a key one wins", func(t *testing.T) { raceOfSignals(t, open(t)) })
+	t.Run("signals beside swaps come once and in order", func(t *testing.T) { signalsBesideSwaps(t, open(t)) })
+	t.Run("deliveries beside each other keep to themselves", func(t *testing.T) { besideEachOther(t, open(t)) })
 }
 
 func create(t *testing.T, s Full, d delivery.Spec) {
