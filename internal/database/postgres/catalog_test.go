@@ -9,7 +9,7 @@ import (
 
 // TestQueries runs every query over the catalogs by itself, so that one that a version does not understand is named.
 func TestQueries(t *testing.T) {
-	h := newHarness(t)
+	h := newHarness(t, "-c", "fsync=off")
 	for name, bin := range map[string]string{"old": h.bin.old, "new": h.bin.new} {
 		t.Run(name, func(t *testing.T) {
 			s := h.start(t, bin, []string{freshData(t, h.bin)}, nil)

@@ -53,24 +53,26 @@ func (v *view) Fetch(ctx context.Context, r database.Relation, p *database.Proje
 	})
 }
 
-// parameters writes the keys column by column; ok is false where a key has a form that cannot be asked for.
+// parameters writes the keys column by column; ok is false where one has a form that cannot be asked for. A key of
+// another family than the column's, from a side where the type is another one, is nobody's here and is left out.
 func parameters(s *selection, p *database.Projection, keys map[string]bool) (columns [][]string, ok bool) {
 	columns = make([][]string, len(p.Key))
+	texts := make([]string, len(p.Key))
+next:
 	for key := range keys {
 		values, ok := database.KeyValues([]byte(key))
 		if !ok || len(values) != len(p.Key) {
 			return nil, false
 		}
-		texts := make([]string, len(values))
 		for i, canon := range values {
-			param := s.codecs[p.Key[i]].param
-			if param == nil {
+			k := s.codecs[p.Key[i]]
+			if f, ok := database.FamilyOf(canon); !ok || f != k.family {
+				continue next
+			}
+			if k.param == nil {
 				return nil, false
 			}
-			if texts[i], ok = castable(canon, s.codecs[p.Key[i]].family, param); !ok {
-				return nil, false
-			}
-			if strings.ContainsRune(texts[i], 0) {
+			if texts[i], ok = k.param(canon); !ok || strings.ContainsRune(texts[i], 0) {
 				return nil, false
 			}
 		}
@@ -79,15 +81,6 @@ func parameters(s *selection, p *database.Projection, keys map[string]bool) (col
 		}
 	}
 	return columns, true
-}
-
-// castable writes a value as a parameter if it is of the column's family. The other side's column may be of another one:
-// such a key cannot be in this table, and its cast would fail.
-func castable(canon []byte, f database.Family, param func([]byte) (string, bool)) (string, bool) {
-	if have, ok := database.FamilyOf(canon); !ok || have != f {
-		return "", false
-	}
-	return param(canon)
 }
 
 // join restricts a query to keys. COPY takes no parameters, so that they are written as literals, all of them quoted.

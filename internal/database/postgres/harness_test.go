@@ -452,3 +452,18 @@ func (s *instance) Lesser(t testing.TB) database.URL {
 	s.exec(t, "postgres", "DROP ROLE IF EXISTS lesser; CREATE ROLE lesser LOGIN")
 	return database.URL{Value: strings.Replace(s.url(databasetest.Shop), "sluice@", "lesser@", 1)}
 }
+
+// sleeper starts a process that stands in a directory, as a server does in its own, and returns its id.
+func sleeper(t testing.TB, dir string) int {
+	t.Helper()
+	cmd := exec.Command("sleep", "60")
+	cmd.Dir = dir
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // killed, as asked
+	})
+	return cmd.Process.Pid
+}

@@ -142,9 +142,10 @@ func (ts *types) equals(column string, oid uint32) string {
 	}
 	switch ts.codec(oid).family {
 	case database.Integer:
-		if t.Send != "oidsend" {
-			return column + " = %s::pg_catalog.int8"
+		if t.Send == "oidsend" {
+			column += "::pg_catalog.int8" // there is no comparison of the two types
 		}
+		return column + " = %s::pg_catalog.int8"
 	case database.Float:
 		return column + " = %s::pg_catalog.float8"
 	case database.Enum, database.Other, database.Array:

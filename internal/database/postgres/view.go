@@ -196,11 +196,11 @@ func (b blocks) where(alias string) string {
 
 // selection is what is selected of a relation, and how it is decoded.
 type selection struct {
-	list    string // SELECT list, of alias t
-	from    string
-	codecs  []codec
-	equals  []string // how a column is compared with the text %s, with an index where that is possible
-	empty   bool     // known to have no rows
+	list   string // SELECT list, of alias t
+	from   string
+	codecs []codec
+	equals []string // how a column is compared with the text %s, with an index where that is possible
+	empty  bool     // known to have no rows
 }
 
 // selection resolves the projection's columns in the relation as this server has it.
