@@ -124,7 +124,7 @@ func child(told []byte) error {
 		return err
 	}
 	defer db.Close()
-	rec, err := openRecorder(o.Dir, f)
+	rec, err := openRecorder(o.Dir, f, db)
 	if err != nil {
 		return err
 	}

@@ -12,12 +12,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/store"
 )
 
 // effect is one change of the recorded world, one line of its file.
@@ -46,15 +49,16 @@ type recorder struct {
 	world world
 	dir   string
 	fuse  *fuse
+	store store.Journaler
 }
 
-func openRecorder(dir string, f *fuse) (*recorder, error) {
+func openRecorder(dir string, f *fuse, j store.Journaler) (*recorder, error) {
 	path := filepath.Join(dir, "effects.jsonl")
 	body, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	r := &recorder{dir: dir, fuse: f, done: map[string]effect{}, world: world{map[string]string{}, map[string]string{}, map[string]int{}}}
+	r := &recorder{dir: dir, fuse: f, store: j, done: map[string]effect{}, world: world{map[string]string{}, map[string]string{}, map[string]int{}}}
 	for line := range bytes.Lines(body) {
 		var e effect
 		if err := json.Unmarshal(line, &e); err != nil {
@@ -66,8 +70,21 @@ func openRecorder(dir string, f *fuse) (*recorder, error) {
 	return r, err
 }
 
+// intended holds that the intent of an effect has been written down before.
+func (r *recorder) intended(ctx context.Context, key string) error {
+	path := strings.TrimPrefix(key[:strings.LastIndex(key, "/1/")], "d/")
+	records, err := r.store.Journal(ctx, "d")
+	if err == nil && !slices.ContainsFunc(records, func(rec store.Record) bool { return rec.Kind == "intent" && rec.Path == path }) {
+		err = fault.Newf(fault.Invalid, "the effect %s was not intended", key)
+	}
+	return err
+}
+
 // effect does a change unless its key has been used. The fuse may blow when it is done and nobody knows.
-func (r *recorder) effect(key, verb string, asked any, do func(*world) []platform.Change) ([]platform.Change, error) {
+func (r *recorder) effect(ctx context.Context, key, verb string, asked any, do func(*world) []platform.Change) ([]platform.Change, error) {
+	if err := r.intended(ctx, key); err != nil {
+		return nil, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	body, err := json.Marshal(asked)
@@ -114,13 +131,13 @@ func placed(o manifest.Object, namespace string) manifest.Ref {
 }
 
 // Apply implements platform.Platform. An object of version "refused" is refused, as by an admission controller.
-func (r *recorder) Apply(_ context.Context, key string, objects []manifest.Object, o platform.Options) ([]platform.Change, error) {
+func (r *recorder) Apply(ctx context.Context, key string, objects []manifest.Object, o platform.Options) ([]platform.Change, error) {
 	for _, ob := range objects {
 		if version(ob) == "refused" {
 			return nil, fault.Newf(fault.Invalid, "%s is refused", ob.Ref())
 		}
 	}
-	return r.effect(key, "apply", objects, func(w *world) []platform.Change {
+	return r.effect(ctx, key, "apply", objects, func(w *world) []platform.Change {
 		var out []platform.Change
 		for _, ob := range objects {
 			ref := placed(ob, o.Namespace)
@@ -142,13 +159,13 @@ func change(w *world, o manifest.Object, ref manifest.Ref) platform.Change {
 }
 
 // Revert implements platform.Platform. What is called stuck does not go back before a file says that it may.
-func (r *recorder) Revert(_ context.Context, key string, changes []platform.Change) error {
+func (r *recorder) Revert(ctx context.Context, key string, changes []platform.Change) error {
 	for _, c := range changes {
 		if _, err := os.Stat(filepath.Join(r.dir, "unstuck")); c.Ref.Name == "stuck" && err != nil {
 			return fault.Newf(fault.Invalid, "%s does not go back", c.Ref)
 		}
 	}
-	_, err := r.effect(key, "revert", changes, func(w *world) []platform.Change {
+	_, err := r.effect(ctx, key, "revert", changes, func(w *world) []platform.Change {
 		for _, c := range changes {
 			if delete(w.Objects, c.Ref.String()); c.PreImage != nil {
 				w.Objects[c.Ref.String()] = version(*c.PreImage)
@@ -175,8 +192,8 @@ func (r *recorder) Dial(_ context.Context, service manifest.Ref, _ string) (net.
 }
 
 // StartCanary implements platform.Shifter.
-func (r *recorder) StartCanary(_ context.Context, key string, objects []manifest.Object, o platform.Options) ([]platform.Change, error) {
-	return r.effect(key, "start", objects, func(w *world) []platform.Change {
+func (r *recorder) StartCanary(ctx context.Context, key string, objects []manifest.Object, o platform.Options) ([]platform.Change, error) {
+	return r.effect(ctx, key, "start", objects, func(w *world) []platform.Change {
 		var out []platform.Change
 		for _, ob := range objects {
 			ref := placed(ob, o.Namespace)
@@ -188,8 +205,8 @@ func (r *recorder) StartCanary(_ context.Context, key string, objects []manifest
 }
 
 // SetWeight implements platform.Shifter.
-func (r *recorder) SetWeight(_ context.Context, key string, refs []manifest.Ref, percent int) error {
-	_, err := r.effect(key, "weight", []any{refs, percent}, func(w *world) []platform.Change {
+func (r *recorder) SetWeight(ctx context.Context, key string, refs []manifest.Ref, percent int) error {
+	_, err := r.effect(ctx, key, "weight", []any{refs, percent}, func(w *world) []platform.Change {
 		for _, ref := range refs {
 			w.Weights[ref.String()] = percent
 		}
@@ -199,8 +216,8 @@ func (r *recorder) SetWeight(_ context.Context, key string, refs []manifest.Ref,
 }
 
 // Promote implements platform.Shifter.
-func (r *recorder) Promote(_ context.Context, key string, refs []manifest.Ref) error {
-	_, err := r.effect(key, "promote", refs, func(w *world) []platform.Change {
+func (r *recorder) Promote(ctx context.Context, key string, refs []manifest.Ref) error {
+	_, err := r.effect(ctx, key, "promote", refs, func(w *world) []platform.Change {
 		for _, ref := range refs {
 			w.Objects[ref.String()] = w.Canaries[ref.String()]
 			delete(w.Canaries, ref.String())
@@ -212,8 +229,8 @@ func (r *recorder) Promote(_ context.Context, key string, refs []manifest.Ref) e
 }
 
 // Abort implements platform.Shifter.
-func (r *recorder) Abort(_ context.Context, key string, refs []manifest.Ref) error {
-	_, err := r.effect(key, "abort", refs, func(w *world) []platform.Change {
+func (r *recorder) Abort(ctx context.Context, key string, refs []manifest.Ref) error {
+	_, err := r.effect(ctx, key, "abort", refs, func(w *world) []platform.Change {
 		for _, ref := range refs {
 			delete(w.Canaries, ref.String())
 			delete(w.Weights, ref.String())
@@ -224,14 +241,14 @@ func (r *recorder) Abort(_ context.Context, key string, refs []manifest.Ref) err
 }
 
 // Expose implements platform.Exposer.
-func (r *recorder) Expose(_ context.Context, key string, service manifest.Ref, _ time.Duration) (string, error) {
-	_, err := r.effect(key, "expose", service, func(*world) []platform.Change { return nil })
+func (r *recorder) Expose(ctx context.Context, key string, service manifest.Ref, _ time.Duration) (string, error) {
+	_, err := r.effect(ctx, key, "expose", service, func(*world) []platform.Change { return nil })
 	return "http://preview/" + service.Name, err
 }
 
 // Delete implements platform.Deleter.
-func (r *recorder) Delete(_ context.Context, key, delivery string, refs []manifest.Ref) error {
-	_, err := r.effect(key, "delete", []any{delivery, refs}, func(w *world) []platform.Change {
+func (r *recorder) Delete(ctx context.Context, key, delivery string, refs []manifest.Ref) error {
+	_, err := r.effect(ctx, key, "delete", []any{delivery, refs}, func(w *world) []platform.Change {
 		for _, ref := range refs {
 			delete(w.Objects, ref.String())
 		}
