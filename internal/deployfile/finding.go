@@ -51,11 +51,18 @@ func (f Findings) sorted() Findings {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
 	seen := map[Finding]bool{}
-	return slices.DeleteFunc(f, func(x Finding) bool {
+	f = slices.DeleteFunc(f, func(x Finding) bool {
 		again := seen[x]
 		seen[x] = true
 		return again
 	})
+	if len(f) <= maxFindings {
+		return f
+	}
+	if i := slices.IndexFunc(f, func(x Finding) bool { return x.Severity == Error }); i >= maxFindings {
+		f[maxFindings-1] = f[i] // what refuses the file is not left out
+	}
+	return f[:maxFindings]
 }
 
 // inlinePassword is the password of a URL. People write them into deploy files, and a finding must not carry them on into

@@ -109,7 +109,8 @@ func (s *source) errorf(at Pos, suggestion, format string, args ...any) {
 // parse parses the lines. A template that should have been quoted is reported and read as if it had been, so that one
 // run finds all of them.
 func (s *source) parse() *ast.File {
-	for range 100 {
+	const rounds = 20
+	for range rounds {
 		file, err := parseYAML(strings.Join(s.lines, "\n"))
 		if err == nil {
 			return file
@@ -124,7 +125,7 @@ func (s *source) parse() *ast.File {
 }
 
 // errTooDeep is a place where the nesting is deeper than any deploy file's.
-type errTooDeep struct{ at *token.Position }
+type errTooDeep struct{ at Pos }
 
 func (e *errTooDeep) Error() string {
 	return fmt.Sprintf("the file is nested deeper than %d levels", maxDepth)
@@ -137,11 +138,35 @@ func parseYAML(body string) (file *ast.File, err error) {
 			err = fmt.Errorf("the YAML parser cannot read this file: %v", p)
 		}
 	}()
+	if err := plausible(body); err != nil {
+		return nil, err
+	}
 	tokens := lexer.Tokenize(body)
 	if err := shallow(tokens); err != nil {
 		return nil, err
 	}
 	return parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
+}
+
+// plausible refuses more open brackets than any text has, before the lexer sees them. It knows neither quotes nor
+// comments, and so counts generously.
+func plausible(body string) error {
+	depth, at := 0, Pos{1, 1}
+	for _, c := range body {
+		switch c {
+		case '[', '{':
+			depth++
+		case ']', '}':
+			depth--
+		}
+		if depth > 10*maxDepth {
+			return &errTooDeep{at}
+		}
+		if at.Column++; c == '\n' {
+			at = Pos{at.Line + 1, 1}
+		}
+	}
+	return nil
 }
 
 // shallow refuses nesting that would take the parser minutes and gigabytes.
@@ -160,7 +185,7 @@ func shallow(tokens token.Tokens) error {
 			same++
 		}
 		if flow > maxDepth || same > maxDepth {
-			return &errTooDeep{t.Position}
+			return &errTooDeep{position(t)}
 		}
 	}
 	return nil
@@ -367,7 +392,7 @@ func (s *source) place(t *token.Token) Pos {
 // syntaxError is the library's error with its place.
 func syntaxError(err error) (message string, at Pos) {
 	if e, ok := errors.AsType[*errTooDeep](err); ok {
-		return e.Error(), Pos{e.at.Line, e.at.Column}
+		return e.Error(), e.at
 	}
 	if e, ok := errors.AsType[yaml.Error](err); ok && e.GetToken() != nil && e.GetToken().Position != nil {
 		return e.GetMessage(), position(e.GetToken())

@@ -97,6 +97,9 @@ var tag = regexp.MustCompile(`\{\{.*?\}\}`)
 // `key: `, `[` or a comma.
 var openers = regexp.MustCompile(`(^\s*(?:- +)*[^\s'"#{}\[\],:-][^'"#{}\[\],:]*:\s+|^\s*(?:- +)*(?:"[^"]*"|'[^']*'):\s+|^\s*(?:- +)+|[{,]\s*[\w-]+:\s+|[\[,]\s*)`)
 
+// maxLine is how long a line is at most in which people have forgotten quotes.
+const maxLine = 4096
+
 // bare is a template that should have been quoted.
 type bare struct {
 	tag   string // the first one in it
@@ -109,6 +112,9 @@ type bare struct {
 func (s *source) bareTemplate(at Pos) (bare, bool) {
 	for l := at.Line; l >= max(1, at.Line-1) && l <= len(s.lines); l-- {
 		line := s.lines[l-1]
+		if len(line) > maxLine || !strings.Contains(line, "{{") {
+			continue
+		}
 		for _, m := range openers.FindAllStringSubmatchIndex(line, -1) {
 			opener, rest := line[m[2]:m[3]], line[m[3]:]
 			flow := strings.ContainsAny(opener, "{[,")
