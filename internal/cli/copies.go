@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -48,7 +49,8 @@ func (a *app) drivers(ctx context.Context, account string) (map[string]volume.Dr
 	if account == "" {
 		names = nil
 		for n, k := range o.Config.Current().Accounts {
-			if k.Kind == config.Local {
+			// An account that nothing was ever run in is left alone: asking it would begin it.
+			if _, err := os.Stat(wire.AccountDir(o.Dir, k)); k.Kind == config.Local && err == nil {
 				names = append(names, n)
 			}
 		}

@@ -89,7 +89,16 @@ func (a *app) verify(ctx context.Context, args []string, f compareFlags) error {
 	if err != nil {
 		return undecided(ctx, err)
 	}
+	a.uncovered(r)
 	return verdictCode(r.report.Verdict)
+}
+
+// uncovered warns where a verdict does not speak of everything.
+func (a *app) uncovered(r compared) {
+	if n := r.report.Coverage.NotCompared; n > 0 {
+		fmt.Fprintf(a.errs, "warning: %s could not be compared, and nothing is said about them; if privileges are missing, sluice data grants %s prints them\n",
+			count(n, "object"), r.sides[0].engine)
+	}
 }
 
 // rowFile is a file of rows. Nobody but its owner reads it.
@@ -152,6 +161,7 @@ func (a *app) diff(ctx context.Context, args []string, f compareFlags) error {
 	if err := r.sum(a.errs); err != nil {
 		return err
 	}
+	a.uncovered(r)
 	return verdictCode(r.report.Verdict)
 }
 

@@ -39,6 +39,7 @@ type scanProgress struct {
 	live    bool // the line that is written over stands
 	spilled bool
 	warned  bool
+	rows    int64 // when it was shown last
 }
 
 func newScanProgress(w io.Writer) *scanProgress {
@@ -57,8 +58,10 @@ func (s *scanProgress) show(p fingerprint.Progress) {
 		s.warned = true
 		s.line(fmt.Sprintf("warning: the snapshot is %s old and keeps a live server from cleaning up; --table and --workers make it shorter", longSnapshot))
 	}
+	text := progressText(p, s.rows)
 	if s.width > 0 {
-		r := []rune("  … " + progressText(p))
+		s.rows = p.Rows
+		r := []rune("  … " + text)
 		if len(r) >= s.width {
 			r = r[:s.width-1]
 		}
@@ -67,8 +70,8 @@ func (s *scanProgress) show(p fingerprint.Progress) {
 		return
 	}
 	if now.Sub(s.last) >= plainEvery {
-		s.last = now
-		s.line(progressText(p))
+		s.last, s.rows = now, p.Rows
+		s.line(text)
 	}
 }
 
@@ -85,9 +88,13 @@ func (s *scanProgress) end() {
 	}
 }
 
-func progressText(p fingerprint.Progress) string {
+// progressText says how far a pass is. Once no more rows come, what was read is being told apart.
+func progressText(p fingerprint.Progress, before int64) string {
 	text := fmt.Sprintf("%s, pass %d: %s rows", p.Relation, p.Pass, grouped(p.Rows))
-	if p.Estimate > 0 {
+	if p.Rows > 0 && p.Rows == before {
+		return text + " are read and compared"
+	}
+	if p.Estimate > p.Rows {
 		text += fmt.Sprintf(" of about %s", grouped(p.Estimate))
 	}
 	text += fmt.Sprintf(", %s rows/s", grouped(int64(p.RowsPerSecond)))

@@ -27,14 +27,18 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
-			// Nothing of the machine's own configuration may be seen.
-			e.Setenv("HOME", e.Getenv("WORK")+"/home")
-			e.Setenv("SLUICE_CONFIG", "")
-			e.Setenv("SLUICE_DATA", e.Getenv("WORK")+"/data")
+			clean(e)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})
+}
+
+// clean keeps the machine's own configuration out of a script.
+func clean(e *testscript.Env) {
+	e.Setenv("HOME", e.Getenv("WORK")+"/home")
+	e.Setenv("SLUICE_CONFIG", "")
+	e.Setenv("SLUICE_DATA", e.Getenv("WORK")+"/data")
 }
 
 // exits runs a command that must end with an exit code: exits 2 sluice validate.
