@@ -148,6 +148,9 @@ func (m *machine) ran(n plan.Node, o Observation, st NodeStatus) {
 		st.Attempt = 0
 	}
 	r := o.Result
+	if r.Verdict == "" && len(r.Wait) == 0 && r.Deadline.IsZero() {
+		r = &Result{Verdict: Error, Message: "the step waits for nothing that could come"}
+	}
 	st.Message, st.Deadline, st.Awaits = r.Message, time.Time{}, nil
 	if len(r.Expose) > 0 {
 		st.Expose = r.Expose

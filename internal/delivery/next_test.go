@@ -288,6 +288,7 @@ func TestVerdicts(t *testing.T) {
 			transient p/deploy/judge ->
 			tick 1s -> run p/deploy/judge
 			pass p/deploy/judge -> run p/deploy/2`, "", ""},
+		{"a step that waits for nothing is broken", inconclusive("rollback"), to + `wait p/deploy/judge 0s -> undo p/deploy/judge`, "", "waits for nothing"},
 		{"an error that will not go away counts at once", inconclusive("rollback"), to + `broken p/deploy/judge -> undo p/deploy/judge`, "", ""},
 	})
 }

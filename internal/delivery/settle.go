@@ -103,7 +103,11 @@ func (m *machine) background() bool {
 		}
 		if st.open() {
 			running := st.Phase == StepRunning
-			m.end(n.Path, StepPassed, "ended with the last step of its phase")
+			message := "ended with the last step of its phase"
+			if st.Message != "" {
+				message += "; until then: " + st.Message
+			}
+			m.end(n.Path, StepPassed, message)
 			st = m.s.Nodes[n.Path]
 			st.Stopping = running
 			m.s.Nodes[n.Path] = st

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -228,7 +229,8 @@ func (w *worker) tell(ctx context.Context, s seen) {
 func (w *worker) do(ctx context.Context, n plan.Node, a delivery.Action, c step.Call) (out step.Outcome, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("step %s broke: %v", a.Path, p)
+			w.e.o.Log.Error("a step broke", "delivery", w.id, "step", a.Path, "error", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("step %s broke: %v (the server's log says where)", a.Path, p)
 		}
 	}()
 	s, ok := w.e.o.Steps[n.Kind]

@@ -13,7 +13,7 @@ type Look struct {
 }
 
 // CountsOptions are what a canary may cost: Alpha is the probability of ever calling a good canary bad, over however many
-// looks; Margin is how many times worse than stable it may be; there is no pass below MinRequests canary requests.
+// looks; Margin is how many times worse than stable it may be; there is no pass below MinRequests requests of either version.
 type CountsOptions struct {
 	Alpha       float64
 	Margin      float64
@@ -106,8 +106,9 @@ func (c *Counts) Verdict(o CountsOptions, over bool) (delivery.Verdict, string) 
 		return "", m
 	case c.Canary == 0 && c.Stable == 0:
 		return delivery.NoData, "no request was counted"
-	case c.Canary < float64(o.MinRequests):
-		return delivery.Inconclusive, fmt.Sprintf("too few requests to say (at least %d are asked for): %s", o.MinRequests, m)
+	case min(c.Canary, c.Stable) < float64(max(1, o.MinRequests)):
+		// With hardly a request on one side, whichever it is, nothing could have been found.
+		return delivery.Inconclusive, fmt.Sprintf("too few requests to say (at least %d of each version are asked for): %s", max(1, o.MinRequests), m)
 	}
 	return delivery.Pass, m
 }

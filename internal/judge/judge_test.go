@@ -134,6 +134,18 @@ func TestCountsVerdicts(t *testing.T) {
 	}
 }
 
+// TestCountsNeedsBothSides holds that a canary with nothing to compare it with does not pass, however bad or good it is.
+func TestCountsNeedsBothSides(t *testing.T) {
+	for _, l := range []Look{{CanaryTotal: 5000, CanaryBad: 4000}, {CanaryTotal: 5000, StableTotal: 99}, {CanaryTotal: 99, StableTotal: 5000}} {
+		var c Counts
+		c.Look(usual, Look{})
+		c.Look(usual, l)
+		if v, m := c.Verdict(usual, true); v != delivery.Inconclusive {
+			t.Errorf("%+v: %q %s", l, v, m)
+		}
+	}
+}
+
 func TestCountsResumes(t *testing.T) {
 	var a, b Counts
 	looks := []Look{{}, {100, 1, 900, 2}, {200, 4, 1800, 3}, {300, 9, 2700, 3}}

@@ -2,7 +2,6 @@ package step
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -19,23 +18,24 @@ type applied struct {
 	Changes []platform.Change `json:"changes,omitempty"`
 }
 
-// change has the platform change objects, with a record before and after.
-func change(ctx context.Context, c Call, do func() ([]platform.Change, error)) error {
+// change has the platform change objects, with a record before and after. What the platform refuses for good is returned
+// apart from what may work later.
+func change(ctx context.Context, c Call, do func() ([]platform.Change, error)) (refusal, err error) {
 	s, err := read[applied](c.Saved)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !s.Begun {
 		s.Begun = true
 		if err := c.Save(ctx, s); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	changes, err := do()
-	if err != nil && (ctx.Err() != nil || fault.Is(err, fault.Transient)) {
-		return err
+	changes, refusal := do()
+	if refusal != nil && (ctx.Err() != nil || fault.Is(refusal, fault.Transient)) {
+		return nil, refusal
 	}
-	return errors.Join(err, c.Save(ctx, applied{Begun: true, Ended: true, Changes: changes}))
+	return refusal, c.Save(ctx, applied{Begun: true, Ended: true, Changes: changes})
 }
 
 // changed returns what change has changed. Where the step was ended before the platform's answer was kept, the same call
@@ -77,8 +77,12 @@ func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if err := change(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a)) }); err != nil {
-		return verdict(ctx, err)
+	refusal, err := change(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a)) })
+	switch {
+	case err != nil:
+		return Outcome{}, err
+	case refusal != nil:
+		return Done(delivery.Fail, refusal.Error()), nil
 	}
 	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
@@ -151,8 +155,12 @@ func (st startCanary) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if err := change(ctx, c, func() ([]platform.Change, error) { return s.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a)) }); err != nil {
-		return verdict(ctx, err)
+	refusal, err := change(ctx, c, func() ([]platform.Change, error) { return s.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a)) })
+	switch {
+	case err != nil:
+		return Outcome{}, err
+	case refusal != nil:
+		return Done(delivery.Fail, refusal.Error()), nil
 	}
 	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
