@@ -103,8 +103,8 @@ func (c *Client) startServer(ctx context.Context) error {
 	if len(c.command) == 0 {
 		return fault.Newf(fault.NotFound, "no server runs in %s", c.dir)
 	}
-	if err := os.MkdirAll(c.dir, 0o700); err != nil {
-		return fault.WithRemedy(fmt.Errorf("make the data directory: %w", err), "choose another one with --data DIR")
+	if err := directory(c.dir); err != nil {
+		return err
 	}
 	ended, err := c.detach()
 	if err != nil {

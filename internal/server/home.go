@@ -34,10 +34,23 @@ const (
 	tokenFile  = "api.token"    // opens the API on TCP
 )
 
+// directory makes a data directory. Where pods can run as other users they must be able to pass through to their volumes;
+// what else lies here is closed to them by itself.
+func directory(dir string) error {
+	mode := os.FileMode(0o700)
+	if os.Geteuid() == 0 {
+		mode = 0o711
+	}
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return fault.WithRemedy(fmt.Errorf("make the data directory: %w", err), "choose another one with --data DIR")
+	}
+	return nil
+}
+
 // lock takes possession of a data directory. The lock ends with the process, however that ends.
 func lock(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fault.WithRemedy(fmt.Errorf("make the data directory: %w", err), "choose another one with --data DIR")
+	if err := directory(dir); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

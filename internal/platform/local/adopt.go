@@ -152,6 +152,20 @@ func marked(dir string) ([]found, error) {
 	return all, nil
 }
 
+// sweep ends what a pod's process has left behind in sessions of its own: the next one would find its files locked and its
+// ports taken.
+func sweep(dir, pod string) {
+	all, err := marked(dir)
+	if err != nil {
+		return // without /proc nothing is found, and nothing was marked either
+	}
+	for _, f := range all {
+		if f.pod == pod {
+			_ = syscall.Kill(-f.pid, syscall.SIGKILL)
+		}
+	}
+}
+
 // strays returns the marked processes that belong to no process in known: what an earlier node had started but not yet
 // registered, and what has outlived the pod that started it. Children of a known process that lead sessions of their own,
 // as PostgreSQL's do, are that process's.

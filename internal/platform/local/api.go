@@ -96,6 +96,7 @@ func (n *node) once(c call, f func() error) (answer, error) {
 		return answer{}, err
 	}
 	n.state.Done[c.Key] = true
+	n.state.remember(c.Key, time.Now())
 	return answer{}, n.keep()
 }
 
@@ -195,6 +196,7 @@ func (n *node) apply(c call) (answer, error) {
 		n.state.Objects[k] = r
 	}
 	n.state.Changes[c.Key] = changes
+	n.state.remember(c.Key, time.Now())
 	return answer{Changes: changes}, n.keep()
 }
 
@@ -296,6 +298,7 @@ func (n *node) startCanary(c call) (answer, error) {
 		n.state.Canaries[k] = &canary{Record: *n.newRecord(o, c)}
 	}
 	n.state.Changes[c.Key] = changes
+	n.state.remember(c.Key, time.Now())
 	return answer{Changes: changes}, n.keep()
 }
 

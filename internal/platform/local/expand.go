@@ -290,6 +290,9 @@ func (x *expansion) files(kind, name, dir string, as *syscall.Credential) error 
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -414,14 +417,30 @@ func expand(s string, env map[string]string) string {
 	return strings.ReplaceAll(s, escaped, "$(")
 }
 
-// remount replaces mount paths by the directories that stand for them, longest first, where they are whole paths.
+// remount replaces mount paths by the directories that stand for them, longest first, where they are whole paths or lead
+// on to one.
 func remount(s string, mounts map[string]string) string {
 	paths := slices.SortedFunc(maps.Keys(mounts), func(a, b string) int { return len(b) - len(a) })
-	for _, p := range paths {
-		re := regexp.MustCompile(`(^|[=:,\s"'])` + regexp.QuoteMeta(p) + `($|[/:,\s"'])`)
-		s = re.ReplaceAllStringFunc(s, func(m string) string { return strings.Replace(m, p, mounts[p], 1) })
+	part := func(c byte) bool {
+		return c == '_' || c == '-' || c == '.' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 	}
-	return s
+	var out strings.Builder
+next:
+	for i := 0; i < len(s); {
+		if s[i] == '/' && (i == 0 || !part(s[i-1]) && s[i-1] != '/') {
+			for _, p := range paths {
+				rest, ok := strings.CutPrefix(s[i:], p)
+				if ok && p != "" && (rest == "" || !part(rest[0])) {
+					out.WriteString(mounts[p])
+					i += len(p)
+					continue next
+				}
+			}
+		}
+		out.WriteByte(s[i])
+		i++
+	}
+	return out.String()
 }
 
 func envName(s string) string {
@@ -449,7 +468,7 @@ func (n *node) hosts(namespace, s string) string {
 		}
 		re := regexp.MustCompile(`(^|[^\w.-])` + regexp.QuoteMeta(r.Object.GetName()) +
 			`((?:\.` + regexp.QuoteMeta(ns) + `(?:\.svc(?:\.cluster\.local)?)?)` + optional + `)(:\d+)?($|[^\w.-])`)
-		s = re.ReplaceAllStringFunc(s, func(m string) string {
+		address := func(m string) string {
 			g := re.FindStringSubmatch(m)
 			if g[3] == "" && g[1] != "@" && g[1] != "/" {
 				return m
@@ -461,7 +480,9 @@ func (n *node) hosts(namespace, s string) string {
 				}
 			}
 			return g[1] + n.state.address(n.dir, k) + port + g[4]
-		})
+		}
+		// Twice, because of two names with one comma between them the second is met only when the first is gone.
+		s = re.ReplaceAllStringFunc(re.ReplaceAllStringFunc(s, address), address)
 	}
 	return s
 }

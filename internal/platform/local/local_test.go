@@ -70,6 +70,7 @@ func (p *Platform) serviceAddress(t *testing.T, ref manifest.Ref) string {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	platformtest.Run(t, func(t *testing.T) platformtest.Harness {
 		p := connect(t)
 		return platformtest.Harness{Platform: p, Image: "program",
@@ -80,6 +81,7 @@ func TestConformance(t *testing.T) {
 
 // TestNodeKilled kills the node: its successor goes on with the same processes.
 func TestNodeKilled(t *testing.T) {
+	t.Parallel()
 	p := connect(t)
 	objects := []manifest.Object{}
 	for _, text := range []string{`{"apiVersion":"v1","kind":"Service","metadata":{"name":"echo"},"spec":{"selector":{"app":"echo"},"ports":[{"port":7000}]}}`,

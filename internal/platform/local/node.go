@@ -214,26 +214,14 @@ func (n *node) shutdown() {
 	}
 }
 
-// listen makes a Service listen, anew where its ports have changed.
+// listen makes a Service listen.
 func (n *node) listen(k string, o manifest.Object) error {
-	old, ok := n.services[k]
-	if ok && fmt.Sprint(old.ports) == fmt.Sprint(servicePorts(o)) {
-		return nil
-	}
-	if ok {
-		old.stop()
-		delete(n.services, k)
+	if s, ok := n.services[k]; ok {
+		return s.update(o)
 	}
 	s, err := newService(o, n.state.address(n.dir, k), n.counters, n.log)
 	if err == nil {
 		n.services[k] = s
-		return nil
-	}
-	if r, known := n.state.Objects[k]; ok && known {
-		// What was there before goes on.
-		if back, e := newService(r.Object, old.address, n.counters, n.log); e == nil {
-			n.services[k] = back
-		}
 	}
 	return err
 }
@@ -242,7 +230,7 @@ func (n *node) listen(k string, o manifest.Object) error {
 func (n *node) expose(k string, e exposed, l net.Listener) {
 	left := time.Until(e.Until)
 	s, ok := n.services[key(e.Service)]
-	if left <= 0 || !ok || len(s.ports) == 0 {
+	if left <= 0 || !ok {
 		delete(n.state.Exposed, k)
 		return
 	}
@@ -254,7 +242,7 @@ func (n *node) expose(k string, e exposed, l net.Listener) {
 		}
 	}
 	n.exposed[k] = l
-	go s.serve(l, s.ports[0])
+	go s.serve(l, s.first())
 	time.AfterFunc(left, func() {
 		_ = l.Close()
 		n.mu.Lock()

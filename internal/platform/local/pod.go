@@ -35,6 +35,7 @@ type pod struct {
 	podSpec
 	changed  func()
 	register func(pid int) // keeps which process it is, for a successor of the node
+	sweep    func()        // ends what a process has left behind outside of its group
 
 	mu       sync.Mutex
 	ready    bool
@@ -155,6 +156,7 @@ func (p *pod) attend(ctx context.Context, proc *process) {
 	var wg sync.WaitGroup
 	sick := make(chan struct{})
 	wg.Go(func() { p.probeAll(probing, sick) })
+	defer p.sweep()
 	defer wg.Wait()
 	defer cancel()
 	select {

@@ -204,6 +204,7 @@ func (n *node) launch(w want, adopted *process) {
 			n.log.Error("a successor of this node could not adopt the pod by its number", "pod", p.name, "error", err)
 		}
 	}
+	p.sweep = func() { sweep(n.dir, p.name) }
 	ctx, cancel := context.WithCancel(n.ctx)
 	if limit := w.record.activeDeadline(); p.once && limit > 0 {
 		ctx, cancel = context.WithTimeout(n.ctx, limit)

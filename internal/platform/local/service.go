@@ -71,12 +71,12 @@ func servicePorts(o manifest.Object) []servicePort {
 type service struct {
 	ref       manifest.Ref
 	address   string
-	ports     []servicePort
 	counters  *counters
 	log       *slog.Logger
-	listeners []net.Listener
+	listeners map[int]net.Listener // by the port that is listened on
 
 	mu     sync.Mutex
+	ports  []servicePort
 	change *sync.Cond
 	closed bool
 	gone   bool
@@ -89,24 +89,71 @@ type service struct {
 }
 
 func newService(o manifest.Object, address string, c *counters, log *slog.Logger) (*service, error) {
-	s := &service{ref: o.Ref(), address: address, ports: servicePorts(o), counters: c, log: log, next: map[platform.Track]int{}, conns: map[net.Conn]bool{},
-		web: map[net.Listener]*http.Server{}}
+	s := &service{ref: o.Ref(), address: address, counters: c, log: log, listeners: map[int]net.Listener{}, next: map[platform.Track]int{},
+		conns: map[net.Conn]bool{}, web: map[net.Listener]*http.Server{}}
 	s.change = sync.NewCond(&s.mu)
-	for _, p := range s.ports {
-		at := net.JoinHostPort(address, strconv.Itoa(p.listen))
+	return s, s.update(o)
+}
+
+// update makes the Service listen on the ports of an object. Where one is taken everything stays as it was; ports that
+// stay keep their connections.
+func (s *service) update(o manifest.Object) error {
+	ports := servicePorts(o)
+	added := map[int]net.Listener{}
+	for _, p := range ports {
+		if s.listeners[p.listen] != nil || added[p.listen] != nil {
+			continue
+		}
+		at := net.JoinHostPort(s.address, strconv.Itoa(p.listen))
 		l, err := net.Listen("tcp", at)
 		if err != nil {
-			s.stop()
-			return nil, fault.WithRemedy(fault.Newf(fault.Conflict, "%s: Service %s cannot listen on %s: %w", o.Origin, o.Ref(), at, err),
+			for _, l := range added {
+				_ = l.Close()
+			}
+			return fault.WithRemedy(fault.Newf(fault.Conflict, "%s: Service %s cannot listen on %s: %w", o.Origin, o.Ref(), at, err),
 				"another program holds port %d there; end it or give the Service another port", p.listen)
 		}
-		s.listeners = append(s.listeners, l)
+		added[p.listen] = l
 		if p.listen != p.port {
-			log.Info("a port below 1024 is mapped", "service", o.Ref().String(), "port", p.port, "address", at)
+			s.log.Info("a port below 1024 is mapped", "service", o.Ref().String(), "port", p.port, "address", at)
 		}
-		go s.serve(l, p)
 	}
-	return s, nil
+	s.mu.Lock()
+	s.ports = ports
+	s.mu.Unlock()
+	for n, l := range s.listeners {
+		if !slices.ContainsFunc(ports, func(p servicePort) bool { return p.listen == n }) {
+			_ = l.Close()
+			delete(s.listeners, n)
+		}
+	}
+	for n, l := range added {
+		s.listeners[n] = l
+		go s.serve(l, n)
+	}
+	return nil
+}
+
+// first is the port that an exposed Service is exposed with.
+func (s *service) first() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.ports) == 0 {
+		return 0
+	}
+	return s.ports[0].listen
+}
+
+// port returns what is listened for on a port now.
+func (s *service) port(listen int) servicePort {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.ports {
+		if p.listen == listen {
+			return p
+		}
+	}
+	return servicePort{}
 }
 
 func (s *service) stop() {
@@ -135,14 +182,19 @@ func (s *service) route(pods []*pod, weight int, closed bool) {
 }
 
 // serve carries what comes to a listener: request by request where it is HTTP, else connection by connection.
-func (s *service) serve(l net.Listener, p servicePort) {
+func (s *service) serve(l net.Listener, port int) {
 	in := &handed{from: l, conns: make(chan net.Conn), closed: make(chan struct{})}
-	srv := &http.Server{Handler: s.proxy(p), ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+	srv := &http.Server{Handler: s.proxy(port), ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
 	s.mu.Lock()
 	s.web[l] = srv
 	s.mu.Unlock()
 	go func() { _ = srv.Serve(in) }()
-	defer srv.Close()
+	defer func() {
+		_ = srv.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.web, l)
+	}()
 	for {
 		c, err := l.Accept()
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
@@ -153,7 +205,7 @@ func (s *service) serve(l net.Listener, p servicePort) {
 		if err != nil {
 			return
 		}
-		if !s.isHTTP(p) {
+		if p := s.port(port); !s.isHTTP(p) {
 			go s.forward(c, p)
 			continue
 		}
@@ -213,6 +265,8 @@ func (h *handed) Addr() net.Addr { return h.from.Addr() }
 
 // where tells where the Service listens, and which of its ports had to be mapped.
 func (s *service) where() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var at []string
 	for _, p := range s.ports {
 		text := net.JoinHostPort(s.address, strconv.Itoa(p.listen))
@@ -294,10 +348,10 @@ type chosen struct{ pod *pod }
 type chosenKey struct{}
 
 // proxy carries HTTP, request by request.
-func (s *service) proxy(p servicePort) http.Handler {
+func (s *service) proxy(port int) http.Handler {
 	rp := &httputil.ReverseProxy{
 		Rewrite:       func(r *httputil.ProxyRequest) { r.Out.Host = r.In.Host; r.SetXForwarded() },
-		Transport:     &roundTripper{s: s, port: p, inner: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true, IdleConnTimeout: reused}},
+		Transport:     &roundTripper{s: s, port: port, inner: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true, IdleConnTimeout: reused}},
 		FlushInterval: -1,
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			http.Error(w, fmt.Sprintf("service %s: %v", s.ref, err), http.StatusBadGateway)
@@ -339,7 +393,7 @@ func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // roundTripper sends a request to a pod, and to another one only where nothing was sent yet.
 type roundTripper struct {
 	s     *service
-	port  servicePort
+	port  int
 	inner *http.Transport
 }
 
@@ -357,7 +411,7 @@ func (t *roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		c.pod = p
-		r.URL = &url.URL{Scheme: "http", Host: net.JoinHostPort(p.address, strconv.Itoa(portOf(p.container, t.port.target))), Path: r.URL.Path,
+		r.URL = &url.URL{Scheme: "http", Host: net.JoinHostPort(p.address, strconv.Itoa(portOf(p.container, t.s.port(t.port).target))), Path: r.URL.Path,
 			RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
 		resp, err := t.inner.RoundTrip(r)
 		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -27,6 +29,7 @@ type state struct {
 	Addresses map[string]string            `json:"addresses,omitempty"`
 	Changes   map[string][]platform.Change `json:"changes,omitempty"` // by key: what a repeated call returns
 	Done      map[string]bool              `json:"done,omitempty"`    // keys of the other calls
+	Used      map[string]time.Time         `json:"used,omitempty"`    // when a key of a delivery was last used
 	Images    map[string][]string          `json:"images,omitempty"`
 	Exposed   map[string]exposed           `json:"exposed,omitempty"`
 	Jobs      map[string]jobEnd            `json:"jobs,omitempty"`
@@ -68,7 +71,32 @@ type jobEnd struct {
 func newState() *state {
 	return &state{Objects: map[string]*record{}, Canaries: map[string]*canary{}, Claims: map[string]string{}, Closed: map[string]bool{},
 		Addresses: map[string]string{}, Changes: map[string][]platform.Change{}, Done: map[string]bool{}, Images: map[string][]string{},
-		Exposed: map[string]exposed{}, Jobs: map[string]jobEnd{}}
+		Exposed: map[string]exposed{}, Jobs: map[string]jobEnd{}, Used: map[string]time.Time{}}
+}
+
+// How long keys are remembered: beyond many deliveries, those that have been at rest for longer than any waits.
+const (
+	rememberedDeliveries = 200
+	rememberedFor        = 90 * 24 * time.Hour
+)
+
+// remember notes that a key was used, and forgets the keys of deliveries that nobody will go on with. A key begins with
+// its delivery.
+func (s *state) remember(key string, now time.Time) {
+	id, _, _ := strings.Cut(key, "/")
+	s.Used[id] = now
+	if len(s.Used) <= rememberedDeliveries {
+		return
+	}
+	for id, at := range s.Used {
+		if now.Sub(at) < rememberedFor {
+			continue
+		}
+		delete(s.Used, id)
+		of := func(key string) bool { return key == id || strings.HasPrefix(key, id+"/") }
+		maps.DeleteFunc(s.Changes, func(k string, _ []platform.Change) bool { return of(k) })
+		maps.DeleteFunc(s.Done, func(k string, _ bool) bool { return of(k) })
+	}
 }
 
 func key(r manifest.Ref) string { return r.Kind + "/" + r.Namespace + "/" + r.Name }

@@ -14,14 +14,15 @@ import (
 // ProgramEnv makes a test binary be the program that the suite deploys, when its TestMain calls Program.
 const ProgramEnv = "SLUICE_TEST_PROGRAM"
 
-// Program is what the suite deploys: a server that answers with its version and its pid, a Job that succeeds or fails, or
+// Program is what the suite deploys: a server that answers with its version and its pid (as broken, one that breaks off what
+// it answers to /break), one that answers lines, a Job that succeeds or fails, or
 // a program that cannot start. It returns false where the binary is to run tests.
 func Program() bool {
 	mode := os.Getenv(ProgramEnv)
 	switch mode {
 	case "":
 		return false
-	case "http":
+	case "http", "broken":
 		serveHTTP()
 	case "echo":
 		serveEcho()
@@ -47,6 +48,12 @@ func serveHTTP() {
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
+		if r.URL.Path == "/break" && os.Getenv(ProgramEnv) == "broken" {
+			w.Header().Set("Content-Length", "1000")
+			_, _ = io.WriteString(w, "half")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}
 		fmt.Fprintf(w, "%s %d", os.Getenv("VERSION"), os.Getpid())
 	})}
 	context.AfterFunc(told(), func() { _ = srv.Shutdown(context.Background()) })

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -43,7 +44,11 @@ func Serve(ctx context.Context, o Options) error {
 		return err
 	}
 	defer srv.Close()
-	st, err := sqlite.Open(ctx, filepath.Join(o.Dir, "sluice.db"))
+	path := filepath.Join(o.Dir, "sluice.db")
+	if err := private(o.Dir, path); err != nil {
+		return err
+	}
+	st, err := sqlite.Open(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -52,6 +57,21 @@ func Serve(ctx context.Context, o Options) error {
 	a.bringBack()
 	ports := a.ports(srv.Callback)
 	return srv.Run(ctx, server.Work{Store: st, Steps: Steps(ports, o.Dir)})
+}
+
+// private makes what holds deliveries and rows of data be readable by its owner only, whatever the umask is. SQLite gives
+// the files beside a database the mode that the database has.
+func private(dir, database string) error {
+	for _, d := range []string{"reports", "spill"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return fmt.Errorf("make a folder of the data directory: %w", err)
+		}
+	}
+	f, err := os.OpenFile(database, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the store: %w", err)
+	}
+	return f.Close()
 }
 
 // Ports returns what steps work with. ctx ends when the program does; callback makes the URLs that webhooks are given.
