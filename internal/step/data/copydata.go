@@ -3,6 +3,7 @@ package data
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/database"
@@ -27,10 +28,17 @@ type copied struct {
 	Try       int             `json:"try"`
 	Cut       *cut            `json:"cut,omitempty"`
 	Based     bool            `json:"based,omitempty"`     // the base is recovered and stopped
+	Earlier   []copyName      `json:"earlier,omitempty"`   // what the target's claims were bound to before
 	Candidate bool            `json:"candidate,omitempty"` // its claims are bound
 	Launch    database.Launch `json:"launch"`              // how the candidate must be started
 	Site      plan.Site       `json:"site"`
 	Control   plan.Site       `json:"control"`
+}
+
+// copyName is how a copy of any delivery is found again.
+type copyName struct {
+	Owner string `json:"owner"`
+	ID    string `json:"id"`
 }
 
 func (s copied) baseID(c string) string { return c + "/base" }
@@ -169,10 +177,19 @@ func (st copyData) recover(ctx context.Context, c step.Call, p place, a plan.Cop
 // first, and copies that an earlier delivery left there are deleted.
 func (st copyData) candidate(ctx context.Context, c step.Call, p place, a plan.CopyArgs, target workload, s *copied) error {
 	if s.Candidate {
-		return nil
+		return p.forget(ctx, s.Earlier)
 	}
+	// Kept before the claims are bound anew, because afterwards nothing tells what they were bound to.
 	earlier, err := st.earlier(ctx, c, p, a, target)
 	if err != nil {
+		return err
+	}
+	for _, e := range earlier {
+		if !slices.Contains(s.Earlier, e) {
+			s.Earlier = append(s.Earlier, e)
+		}
+	}
+	if err := c.Save(ctx, *s); err != nil {
 		return err
 	}
 	if err := st.vacate(ctx, c, p, target.ref(a.To.Namespace), s.Try); err != nil {
@@ -190,7 +207,7 @@ func (st copyData) candidate(ctx context.Context, c step.Call, p place, a plan.C
 	if err := c.Save(ctx, *s); err != nil {
 		return err
 	}
-	return p.forget(ctx, earlier)
+	return p.forget(ctx, s.Earlier)
 }
 
 // vacate stops a workload that still runs on the claims which are about to be bound anew.
@@ -216,7 +233,7 @@ func (b base) vacate(ctx context.Context, c step.Call, p place, ref manifest.Ref
 }
 
 // earlier returns the copies that are bound to the target's claims now. A claim that Sluice did not make is refused.
-func (st copyData) earlier(ctx context.Context, c step.Call, p place, a plan.CopyArgs, target workload) ([]volume.Copy, error) {
+func (st copyData) earlier(ctx context.Context, c step.Call, p place, a plan.CopyArgs, target workload) ([]copyName, error) {
 	bind, err := optional[volume.Binder](p, "tell the directories behind claims")
 	if err != nil {
 		return nil, err
@@ -225,7 +242,7 @@ func (st copyData) earlier(ctx context.Context, c step.Call, p place, a plan.Cop
 	if err != nil {
 		return nil, err
 	}
-	var found []volume.Copy
+	var found []copyName
 	for _, claim := range target.claims {
 		pl := volume.Place{Account: p.account, Namespace: a.To.Namespace, Claim: claim}
 		dir, err := bind.Bound(ctx, pl)
@@ -241,7 +258,7 @@ func (st copyData) earlier(ctx context.Context, c step.Call, p place, a plan.Cop
 				if d == dir {
 					made = true
 					if k.Info().Owner != c.Delivery {
-						found = append(found, k)
+						found = append(found, withParents(all, k)...)
 					}
 				}
 			}
@@ -254,24 +271,30 @@ func (st copyData) earlier(ctx context.Context, c step.Call, p place, a plan.Cop
 	return found, nil
 }
 
-// forget deletes copies of ended deliveries with those they were cloned from, as far as nothing else needs them.
-func (p place) forget(ctx context.Context, copies []volume.Copy) error {
+// withParents names a copy and those that it was cloned from.
+func withParents(all []volume.Copy, k volume.Copy) []copyName {
+	names := []copyName{{Owner: k.Info().Owner, ID: k.ID()}}
+	for _, p := range all {
+		if p.Info().Owner == k.Info().Owner && p.ID() == k.Info().Parent {
+			return append(names, withParents(all, p)...)
+		}
+	}
+	return names
+}
+
+// forget deletes copies of ended deliveries, clones first, as far as nothing else needs them. Those that are gone already
+// are well.
+func (p place) forget(ctx context.Context, copies []copyName) error {
 	for _, k := range copies {
-		owner := k.Info().Owner
-		for id := k.ID(); id != ""; {
-			next, err := p.find(ctx, owner, id)
-			if fault.Is(err, fault.NotFound) {
-				break
-			}
-			if err != nil {
-				return err
-			}
-			if err := p.volumes.Delete(ctx, next); fault.Is(err, fault.Conflict) || fault.Is(err, fault.Denied) {
-				break
-			} else if err != nil {
-				return err
-			}
-			id = next.Info().Parent
+		found, err := p.find(ctx, k.Owner, k.ID)
+		if fault.Is(err, fault.NotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := p.volumes.Delete(ctx, found); err != nil && !fault.Is(err, fault.Conflict) && !fault.Is(err, fault.Denied) {
+			return err
 		}
 	}
 	return nil
