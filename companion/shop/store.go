@@ -93,16 +93,13 @@ func (s *store) list(ctx context.Context, limit int64) ([]Order, error) {
 }
 
 // again repeats an operation for as long as the connection to the database is what fails: while it is moved behind its
-// fence the shop's callers wait. A database that is just being stopped may still answer, with an error of its own
-// making (code 1, internal error): that is no answer either.
+// fence the shop's callers wait.
 func again(ctx context.Context, f func() error) error {
 	t := time.NewTicker(50 * time.Millisecond)
 	defer t.Stop()
 	for {
 		err := f()
-		command, isCommand := errors.AsType[mongo.CommandError](err)
-		away := mongo.IsNetworkError(err) || isCommand && command.Code == 1 || isWrite(err, 1)
-		if err == nil || !away || ctx.Err() != nil {
+		if err == nil || !away(err) || ctx.Err() != nil {
 			return err
 		}
 		select {
@@ -113,7 +110,16 @@ func again(ctx context.Context, f func() error) error {
 	}
 }
 
-func isWrite(err error, code int) bool {
-	w, ok := errors.AsType[mongo.WriteException](err)
-	return ok && w.HasErrorCode(code)
+// away reports whether it was the way to the database that failed, or that of another operation, which took the driver's
+// connections with it. A database that is just being stopped may still answer, with an error of its own making (code 1,
+// internal error): that is no answer either.
+func away(err error) bool {
+	if r, ok := errors.AsType[interface {
+		error
+		Retryable() bool
+	}](err); ok && r.Retryable() {
+		return true
+	}
+	answered, ok := errors.AsType[mongo.ServerError](err)
+	return mongo.IsNetworkError(err) || ok && answered.HasErrorCode(1)
 }
