@@ -67,7 +67,8 @@ func constraints(t *Target) value {
 	return object("constraints", "What must have passed before the target is deployed, and after it.", func(o *fields) {
 		o.key("dependsOn", references(&t.DependsOn, targetNames, ""), "Targets that must have succeeded, with their afterDeployment.")
 		o.key("beforeDeployment", steps(&t.BeforeDeployment, before), "Steps that all start together; all must pass.")
-		o.key("afterDeployment", steps(&t.AfterDeployment, after), "Steps that all start together once the target is deployed. A failure stops its dependants.")
+		o.key("afterDeployment", steps(&t.AfterDeployment, after),
+			"Steps that all start together once the target is deployed. A failure stops its dependants.")
 	})
 }
 
@@ -89,15 +90,16 @@ func manifestOf(m *Manifest) value {
 }
 
 func strategy(name string, at Pos, s *Strategy) value {
-	v := object("strategy", "How a new version of Deployments takes over: canary or blueGreen. With neither it replaces the old one at once.", func(o *fields) {
-		c := o.key("canary", optional(&s.Canary, canary), "Step by step.").orEmpty()
-		bg := o.key("blueGreen", optional(&s.BlueGreen, blueGreen), "All at once, beside the old version.").alias("blue-green").orEmpty()
-		o.check(func(r *reader) {
-			if c.seen() && bg.seen() {
-				r.errorf(bg.at, "make two strategies of it", "a strategy is either canary or blueGreen")
-			}
+	v := object("strategy",
+		"How a new version of Deployments takes over: canary or blueGreen. With neither it replaces the old one at once.", func(o *fields) {
+			c := o.key("canary", optional(&s.Canary, canary), "Step by step.").orEmpty()
+			bg := o.key("blueGreen", optional(&s.BlueGreen, blueGreen), "All at once, beside the old version.").alias("blue-green").orEmpty()
+			o.check(func(r *reader) {
+				if c.seen() && bg.seen() {
+					r.errorf(bg.at, "make two strategies of it", "a strategy is either canary or blueGreen")
+				}
+			})
 		})
-	})
 	return value{schema: v.schema, read: func(r *reader, n *node) {
 		s.Name, s.Pos = name, at
 		r.declare(strategyNames, name, at)
@@ -136,7 +138,8 @@ func (r *reader) checkWeights(all []Step) {
 func blueGreen(b *BlueGreen) value {
 	return object("blueGreen", "The new version starts beside the old one, takes all traffic at once, and then the old one ends.", func(o *fields) {
 		o.key("redirectTrafficAfter", stepsOrOld(&b.RedirectTrafficAfter), "Steps that all start together; traffic moves when all have passed.")
-		o.key("shutDownOldVersionAfter", stepsOrOld(&b.ShutDownOldVersionAfter), "Steps that all start together; the old version ends when all have passed.").
+		o.key("shutDownOldVersionAfter", stepsOrOld(&b.ShutDownOldVersionAfter),
+			"Steps that all start together; the old version ends when all have passed.").
 			alias("shutdownOldVersionAfter")
 		o.key("activeService", textOf(&b.ActiveService), "The Service that carries the traffic. Also in trafficManagement.kubernetes.")
 		o.key("previewService", textOf(&b.PreviewService), "A Service that reaches the new version before traffic moves.")

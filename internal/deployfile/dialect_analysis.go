@@ -58,7 +58,8 @@ func analysis(a *Analysis) value {
 		runs := o.key("numberOfJudgmentRuns", whole(&a.NumberOfJudgmentRuns, 1, math.MaxInt32), "How many runs; the verdict is their mean.")
 		o.key("rollBackMode", oneOf(&a.RollBackMode, "automatic", "manual"), "What a fail does: go back at once, or ask.")
 		o.key("rollForwardMode", oneOf(&a.RollForwardMode, "automatic", "manual"), "What a pass does: go on at once, or ask.")
-		lookback := o.key("lookbackMethod", oneOf(&a.LookbackMethod, "growing", "sliding", "(unset)"), "The window of the queries: since the step began, or the last interval.")
+		lookback := o.key("lookbackMethod", oneOf(&a.LookbackMethod, "growing", "sliding", "(unset)"),
+			"The window of the queries: since the step began, or the last interval.")
 		o.key("abortOnFailedJudgment", boolOf(&a.AbortOnFailedJudgment), "Fail at the first run that fails.")
 		o.key("metricProviderName", textOf(&a.MetricProviderName), "The provider of queries that name none.")
 		o.key("context", dictionary(&a.Context), "Values for {{context.…}}, stronger than the file's.")

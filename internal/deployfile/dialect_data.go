@@ -112,7 +112,8 @@ func contract(c *Contract) value {
 	return object("contract", "The differences that a change is expected to make; any other fails the gate.", func(o *fields) {
 		o.key("name", declares(&c.Name, contractNames), "Its name.").required()
 		o.key("describe", opaque(&c.Describe), "What the change does, for people.").alias("description")
-		o.key("exclude", listOf(&c.Exclude, textOf), "What is not compared: database.schema.table or database.schema.table.column, with * for any one part.")
+		o.key("exclude", listOf(&c.Exclude, textOf),
+			"What is not compared: database.schema.table or database.schema.table.column, with * for any one part.")
 		var more []*field
 		for _, k := range []struct{ name, doc string }{
 			{"schema", "Objects that appear, disappear or change. Not built yet."},

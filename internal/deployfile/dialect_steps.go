@@ -16,7 +16,16 @@ const (
 	after       place = "afterStep"
 	inCanary    place = "canaryStep"
 	inBlueGreen place = "blueGreenStep"
+	inSequence  place = "canarySequenceStep" // a sequence among the steps of a canary, where no weight is looked for
 )
+
+// nested is the place of a sequence's steps.
+func (p place) nested() place {
+	if p == inCanary {
+		return inSequence
+	}
+	return p
+}
 
 func steps(dst *[]Step, in place) value {
 	return listOf(dst, func(s *Step) value { return step(s, in).instead("write `- %s: {…}`") })
@@ -26,20 +35,23 @@ func steps(dst *[]Step, in place) value {
 func (p place) misplaced(step string) string {
 	allowed := map[string][]place{
 		"setWeight":        {inCanary},
-		"exposeServices":   {inCanary, inBlueGreen},
+		"exposeServices":   {inCanary, inSequence, inBlueGreen},
 		"copyData":         {before},
 		"maskData":         {before},
-		"verifyData":       {after, inCanary, inBlueGreen},
-		"rehearseRollback": {after, inCanary, inBlueGreen},
+		"verifyData":       {after, inCanary, inSequence, inBlueGreen},
+		"rehearseRollback": {after, inCanary, inSequence, inBlueGreen},
 	}
 	places, limited := allowed[step]
 	if !limited || slices.Contains(places, p) {
 		return ""
 	}
-	where := map[place]string{before: "beforeDeployment", after: "afterDeployment", inCanary: "the steps of a canary", inBlueGreen: "the lists of blueGreen"}
+	where := map[place]string{before: "beforeDeployment", after: "afterDeployment", inCanary: "the steps of a canary",
+		inBlueGreen: "the lists of blueGreen", inSequence: "a sequence"}
 	var names []string
 	for _, q := range places {
-		names = append(names, where[q])
+		if q != inSequence {
+			names = append(names, where[q])
+		}
 	}
 	return fmt.Sprintf("%s may not stand in %s; it belongs in %s", step, where[p], strings.Join(names, " or "))
 }
@@ -68,7 +80,7 @@ func step(s *Step, in place) value {
 		kind("maskData", optional(&s.MaskData, maskData), "Makes a copy safe to look at.")
 		kind("runJob", optional(&s.RunJob, runJob), "Runs a Job of data.jobs in the target.")
 		kind("waitFor", optional(&s.WaitFor, waitFor), "Waits until an object of the target is ready.")
-		kinds = append(kinds, o.key("sequence", steps(&s.Sequence, in), "Steps one after another, as one item of a list that runs in parallel."))
+		kinds = append(kinds, o.key("sequence", steps(&s.Sequence, in.nested()), "Steps one after another, as one item of a list that runs in parallel."))
 		siblings(o, s)
 		o.check(func(r *reader) {
 			s.Pos = o.at
@@ -113,7 +125,8 @@ func (r *reader) oneKind(o *fields, kinds []*field) {
 			continue
 		}
 		if first != nil {
-			r.errorf(k.at, fmt.Sprintf("put `- ` before %s, or remove one of the two", k.name), "one item of a list is one step; this one is %s already", first.name)
+			r.errorf(k.at, fmt.Sprintf("put `- ` before %s, or remove one of the two", k.name),
+				"one item of a list is one step; this one is %s already", first.name)
 		}
 		first = k
 		if k.name == "sequence" && k.node.kind == list && len(k.node.items) == 0 {
@@ -201,7 +214,8 @@ func pause(p *Pause) value {
 		amount, unit := timeKeys(o, &p.Duration, "unit")
 		o.key("untilApproved", boolOf(&p.UntilApproved), "Waits for a person.")
 		roles := o.key("requiresRoles", listOf(&p.RequiresRoles, textOf), "Any one of these roles may approve.")
-		expires := o.key("approvalExpiration", approvalExpiration(p), "How long to wait for the approval; then the target is rolled back, or not deployed.").
+		expires := o.key("approvalExpiration", approvalExpiration(p),
+			"How long to wait for the approval; then the target is rolled back, or not deployed.").
 			alias("approvalDuration")
 		o.check(func(r *reader) {
 			switch {
@@ -210,7 +224,8 @@ func pause(p *Pause) value {
 			case p.UntilApproved && unit.seen():
 				r.errorf(unit.at, "remove it", "a pause that waits for approval has no unit")
 			case !p.UntilApproved && !amount.seen() && !unit.seen() && !o.complained:
-				r.errorf(o.at, "add `duration: 10` and `unit: seconds`, or `untilApproved: true`", "this pause says neither how long it lasts nor that it waits for approval")
+				r.errorf(o.at, "add `duration: 10` and `unit: seconds`, or `untilApproved: true`",
+					"this pause says neither how long it lasts nor that it waits for approval")
 			case !p.UntilApproved && roles.seen() && len(p.RequiresRoles) > 0:
 				r.warnf(roles.at, "add `untilApproved: true` if a person must approve", "requiresRoles means nothing in a pause that ends by itself")
 			}

@@ -6,28 +6,29 @@ import (
 )
 
 func webhook(w *Webhook) value {
-	return object("webhook", "An HTTP call. Unless disableCallback is set, it has succeeded when the one who was called has called back.", func(o *fields) {
-		w.NetworkMode = "direct"
-		o.key("name", declares(&w.Name, webhookNames), "Its name.").required()
-		o.key("method", oneOf(&w.Method, "POST", "GET", "PUT", "PATCH", "DELETE", "HEAD"), "The HTTP method; POST.")
-		o.key("uriTemplate", templateOf(&w.URI, inWebhook), "The address.").required()
-		o.key("networkMode", oneOf(&w.NetworkMode, "direct", "remoteNetworkAgent"), "direct, or through an agent inside of a cluster.")
-		agent := o.key("agentIdentifier", textOf(&w.AgentIdentifier), "The agent; by default the one of the target's account.")
-		o.key("headers", listOf(&w.Headers, header), "Headers of the request.")
-		body := o.key("bodyTemplate", bodyTemplate(w), "The body; it is never looked into.")
-		o.key("retryCount", whole(&w.RetryCount, 0, 1000), "How often the request itself is tried again.")
-		o.key("disableCallback", boolOf(&w.DisableCallback), "Do not wait for a callback: a 2xx answer is success.")
-		o.check(func(r *reader) {
-			w.Pos, w.NetworkMode = o.at, strings.ToLower(w.NetworkMode)
-			if agent.seen() && w.NetworkMode == "direct" {
-				r.warnf(agent.at, "add `networkMode: remoteNetworkAgent`", "agentIdentifier means nothing with networkMode direct")
-			}
-			if !w.DisableCallback && !w.handsOutCallback() && !o.complained && !(body.seen() && w.BodyPath != "") {
-				r.warnf(o.at, "hand {{armory.callbackUri}} out in the body, a header or the address, or set `disableCallback: true`",
-					"webhook %s waits 24 hours for a callback, but tells nobody where to call", w.Name)
-			}
+	return object("webhook",
+		"An HTTP call. Unless disableCallback is set, it has succeeded when the one who was called has called back.", func(o *fields) {
+			w.NetworkMode = "direct"
+			o.key("name", declares(&w.Name, webhookNames), "Its name.").required()
+			o.key("method", oneOf(&w.Method, "POST", "GET", "PUT", "PATCH", "DELETE", "HEAD"), "The HTTP method; POST.")
+			o.key("uriTemplate", templateOf(&w.URI, inWebhook), "The address.").required()
+			o.key("networkMode", oneOf(&w.NetworkMode, "direct", "remoteNetworkAgent"), "direct, or through an agent inside of a cluster.")
+			agent := o.key("agentIdentifier", textOf(&w.AgentIdentifier), "The agent; by default the one of the target's account.")
+			o.key("headers", listOf(&w.Headers, header), "Headers of the request.")
+			body := o.key("bodyTemplate", bodyTemplate(w), "The body; it is never looked into.")
+			o.key("retryCount", whole(&w.RetryCount, 0, 1000), "How often the request itself is tried again.")
+			o.key("disableCallback", boolOf(&w.DisableCallback), "Do not wait for a callback: a 2xx answer is success.")
+			o.check(func(r *reader) {
+				w.Pos, w.NetworkMode = o.at, strings.ToLower(w.NetworkMode)
+				if agent.seen() && w.NetworkMode == "direct" {
+					r.warnf(agent.at, "add `networkMode: remoteNetworkAgent`", "agentIdentifier means nothing with networkMode direct")
+				}
+				if !w.DisableCallback && !w.handsOutCallback() && !o.complained && !(body.seen() && w.BodyPath != "") {
+					r.warnf(o.at, "hand {{armory.callbackUri}} out in the body, a header or the address, or set `disableCallback: true`",
+						"webhook %s waits 24 hours for a callback, but tells nobody where to call", w.Name)
+				}
+			})
 		})
-	})
 }
 
 func (w *Webhook) handsOutCallback() bool {

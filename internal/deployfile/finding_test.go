@@ -21,12 +21,15 @@ func TestWrite(t *testing.T) {
 		{"wide characters", "ünï: d", Pos{1, 6}, "f:1:6: error: m\n  ünï: d\n       ^\n  suggestion: s\n"},
 		{"line ends of other systems", "a: b\r\nc: d\r\n", Pos{2, 1}, "f:2:1: error: m\n  c: d\n  ^\n  suggestion: s\n"},
 		{"what would move the cursor", "a\x1b[2Jb", Pos{1, 1}, "f:1:1: error: m\n  a\ufffd[2Jb\n  ^\n  suggestion: s\n"},
-		{"a long line is cut", long + "y" + long, Pos{1, 201}, "f:1:201: error: m\n  " + long[:80] + "y" + long[:59] + "\n  " + strings.Repeat(" ", 80) + "^\n  suggestion: s\n"},
+		{"a long line is cut", long + "y" + long, Pos{1, 201},
+			"f:1:201: error: m\n  " + long[:80] + "y" + long[:59] + "\n  " + strings.Repeat(" ", 80) + "^\n  suggestion: s\n"},
 		{"a place after the end", "a", Pos{1, 9}, "f:1:9: error: m\n  a\n   ^\n  suggestion: s\n"},
 		{"a line that is not there", "a", Pos{7, 1}, "f:7:1: error: m\n  suggestion: s\n"},
 		{"no password, the caret before it", "u: pg://me:secret@h/ x", Pos{1, 4}, "f:1:4: error: m\n  u: pg://me:***@h/ x\n     ^\n  suggestion: s\n"},
-		{"no password, the caret behind it", "u: pg://me:secret@h/ x", Pos{1, 19}, "f:1:19: error: m\n  u: pg://me:***@h/ x\n                 ^\n  suggestion: s\n"},
-		{"no password, the caret on it", "u: pg://me:secret@h/ x", Pos{1, 14}, "f:1:14: error: m\n  u: pg://me:***@h/ x\n             ^\n  suggestion: s\n"},
+		{"no password, the caret behind it", "u: pg://me:secret@h/ x", Pos{1, 19},
+			"f:1:19: error: m\n  u: pg://me:***@h/ x\n                 ^\n  suggestion: s\n"},
+		{"no password, the caret on it", "u: pg://me:secret@h/ x", Pos{1, 14},
+			"f:1:14: error: m\n  u: pg://me:***@h/ x\n             ^\n  suggestion: s\n"},
 	} {
 		var out bytes.Buffer
 		f := Findings{{Severity: Error, Pos: c.at, Message: "m", Suggestion: "s"}}

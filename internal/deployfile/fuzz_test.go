@@ -29,7 +29,8 @@ func FuzzParse(f *testing.F) {
 			f.Add(body)
 		}
 	}
-	for _, s := range []string{"", "\x00", "a: &a\n  b: *a\n", "? a\n: b\n", "targets: {{x}}\n", "- - - -", "a: \xff", "<<: [1]\n", "{a: {{b}}, c: {{d}}}", "!!x &y z: |+\n \n", "%TAG ! x\n---\n..."} {
+	for _, s := range []string{"", "\x00", "a: &a\n  b: *a\n", "? a\n: b\n", "targets: {{x}}\n", "- - - -", "a: \xff", "<<: [1]\n",
+		"{a: {{b}}, c: {{d}}}", "!!x &y z: |+\n \n", "%TAG ! x\n---\n..."} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {

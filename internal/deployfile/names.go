@@ -1,30 +1,49 @@
 package deployfile
 
 // names is a kind of things that are declared by name and referred to by name.
-type names struct {
-	what    string   // for messages
-	section string   // where they are declared
-	twice   Severity // a name that is declared twice
-	missing Severity // a name that is used and not declared
+type names string
+
+// The kinds of names.
+const (
+	targetNames     names = "target"
+	manifestTargets names = "target of manifests" // targets, too, but old files name ones that are gone
+	strategyNames   names = "strategy"
+	queryNames      names = "query"
+	webhookNames    names = "webhook"
+	databaseNames   names = "database"
+	contractNames   names = "contract"
+	checkNames      names = "check"
+	maskNames       names = "mask"
+	jobNames        names = "job"
+)
+
+// rules say how names of a kind are spoken of, where they are declared, and how bad it is to declare one twice or to use
+// one that is not declared. Where old files really do that, without harm, it is a warning.
+type rules struct {
+	what, section  string
+	twice, missing Severity
 }
 
-// The kinds of names. Where old files really refer to nothing, without harm, that is a warning.
-var (
-	targetNames     = names{"target", "targets", Error, Error}
-	manifestTargets = names{"target", "targets", Error, Warning}
-	strategyNames   = names{"strategy", "strategies", Error, Warning}
-	queryNames      = names{"query", "analysis.queries", Warning, Error}
-	webhookNames    = names{"webhook", "webhooks", Warning, Error}
-	databaseNames   = names{"database", "data.databases", Error, Error}
-	contractNames   = names{"contract", "data.contracts", Error, Error}
-	checkNames      = names{"check", "data.checks", Error, Error}
-	maskNames       = names{"mask", "data.masks", Error, Error}
-	jobNames        = names{"job", "data.jobs", Error, Error}
-)
+func (n names) rules() rules {
+	switch n {
+	case targetNames:
+		return rules{"target", "targets", Error, Error}
+	case manifestTargets:
+		return rules{"target", "targets", Error, Warning}
+	case strategyNames:
+		return rules{"strategy", "strategies", Error, Warning}
+	case queryNames:
+		return rules{"query", "analysis.queries", Warning, Error}
+	case webhookNames:
+		return rules{"webhook", "webhooks", Warning, Error}
+	case databaseNames, contractNames, checkNames, maskNames, jobNames:
+	}
+	return rules{string(n), "data." + string(n) + "s", Error, Error}
+}
 
 // naming is one place where a name stands.
 type naming struct {
-	names
+	rules
 	name     string
 	at       Pos
 	strategy string // in which strategy it is used
@@ -42,7 +61,7 @@ func declares(dst *string, of names) value {
 }
 
 func (r *reader) declare(of names, name string, at Pos) {
-	r.declared = append(r.declared, naming{names: of, name: name, at: at})
+	r.declared = append(r.declared, naming{rules: of.rules(), name: name, at: at})
 }
 
 // refersTo is the name of a thing that is declared elsewhere. The effect says what comes of it if it is not, where that
@@ -51,7 +70,7 @@ func refersTo(dst *string, of names, effect string) value {
 	v := textOf(dst)
 	return value{schema: v.schema, read: func(r *reader, n *node) {
 		if v.read(r, n); *dst != "" {
-			r.used = append(r.used, naming{names: of, name: *dst, at: n.at, strategy: r.strategy, effect: effect})
+			r.used = append(r.used, naming{rules: of.rules(), name: *dst, at: n.at, strategy: r.strategy, effect: effect})
 		}
 	}}
 }

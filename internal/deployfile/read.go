@@ -66,11 +66,10 @@ func (r *reader) notef(at Pos, suggestion, format string, args ...any) {
 // want reports a node of the wrong kind.
 func (r *reader) want(n *node, what, suggestion string) {
 	is := n.kind.String()
-	switch n.kind {
-	case boolean, integer, float:
-		is = n.text
-	case text:
+	if n.kind == text {
 		is = strconv.Quote(brief(n.text))
+	} else if n.scalar() {
+		is = n.text
 	}
 	r.errorf(n.at, suggestion, "%s must be %s, not %s", n.label, what, is)
 }
@@ -84,17 +83,14 @@ type value struct {
 
 // asText returns a scalar as it is written.
 func (r *reader) asText(n *node, suggestion string) (string, bool) {
-	switch n.kind {
-	case null:
-		return "", true
-	case list, mapping:
-		if suggestion == "" {
-			suggestion = fmt.Sprintf("write `%s: TEXT`", n.label)
-		}
-		r.want(n, "text", suggestion)
-		return "", false
+	if n.scalar() || n.kind == null {
+		return n.text, true
 	}
-	return n.text, true
+	if suggestion == "" {
+		suggestion = fmt.Sprintf("write `%s: TEXT`", n.label)
+	}
+	r.want(n, "text", suggestion)
+	return "", false
 }
 
 // textOf is text in which nothing is substituted but secrets.

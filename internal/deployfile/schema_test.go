@@ -85,7 +85,8 @@ func TestSchemaAcceptsExamples(t *testing.T) {
 // TestSchemaRefuses holds the schema against broken files whose mistake is one of shape.
 func TestSchemaRefuses(t *testing.T) {
 	s, _ := compiled(t)
-	for _, pattern := range []string{"unknown-*", "type-*", "range-weight", "range-retries", "word-*", "step-weight-before", "step-copy-after", "step-text", "strategy-steps-*", "manifest-text"} {
+	for _, pattern := range []string{"unknown-*", "type-*", "range-weight", "range-retries", "word-*", "step-weight-before", "step-copy-after",
+		"step-text", "strategy-steps-*", "manifest-text"} {
 		files, err := filepath.Glob("testdata/broken/" + pattern + ".yaml")
 		if err != nil || len(files) == 0 {
 			t.Fatal(pattern, err)
@@ -206,7 +207,8 @@ func (w *writer) word(pattern string) string {
 
 // shapeless are the messages that say a file's shape is wrong, as a schema would. A file that the schema allows never gets
 // one of them.
-var shapeless = []string{"has no key", "there is no step", "must be a", "must be text", "must be true", "must be a whole", "is not one of", "may not stand in"}
+var shapeless = []string{"has no key", "there is no step", "must be a", "must be text", "must be true", "must be a whole", "is not one of",
+	"may not stand in"}
 
 // TestSchemaAndParserAgree makes random files that the schema allows: the parser must understand every key and every shape
 // in them; a file reads the same in whatever style its YAML is written; and in the end every key was used.

@@ -51,6 +51,8 @@ type node struct {
 	size  int // number of nodes in it
 }
 
+func (n *node) scalar() bool { return n.kind > null && n.kind < list }
+
 type pair struct {
 	name  string
 	at    Pos
@@ -124,10 +126,10 @@ func (s *source) parse() *ast.File {
 	return nil
 }
 
-// errTooDeep is a place where the nesting is deeper than any deploy file's.
-type errTooDeep struct{ at Pos }
+// tooDeepError is a place where the nesting is deeper than any deploy file's.
+type tooDeepError struct{ at Pos }
 
-func (e *errTooDeep) Error() string {
+func (e *tooDeepError) Error() string {
 	return fmt.Sprintf("the file is nested deeper than %d levels", maxDepth)
 }
 
@@ -160,7 +162,7 @@ func plausible(body string) error {
 			depth--
 		}
 		if depth > 10*maxDepth {
-			return &errTooDeep{at}
+			return &tooDeepError{at}
 		}
 		if at.Column++; c == '\n' {
 			at = Pos{at.Line + 1, 1}
@@ -173,22 +175,30 @@ func plausible(body string) error {
 func shallow(tokens token.Tokens) error {
 	flow, line, same := 0, 0, 0
 	for _, t := range tokens {
-		switch t.Type {
-		case token.SequenceStartType, token.MappingStartType:
+		switch {
+		case opens(t):
 			flow++
-		case token.SequenceEndType, token.MappingEndType:
+		case closes(t):
 			flow--
-		case token.SequenceEntryType, token.MappingKeyType, token.AnchorType, token.TagType:
+		case t.Type == token.SequenceEntryType, t.Type == token.MappingKeyType, t.Type == token.AnchorType, t.Type == token.TagType:
 			if t.Position.Line != line {
 				line, same = t.Position.Line, 0
 			}
 			same++
 		}
 		if flow > maxDepth || same > maxDepth {
-			return &errTooDeep{position(t)}
+			return &tooDeepError{position(t)}
 		}
 	}
 	return nil
+}
+
+func opens(t *token.Token) bool {
+	return t.Type == token.SequenceStartType || t.Type == token.MappingStartType
+}
+
+func closes(t *token.Token) bool {
+	return t.Type == token.SequenceEndType || t.Type == token.MappingEndType
 }
 
 // document returns the first document that holds something.
@@ -349,7 +359,7 @@ func (s *source) scalar(out *node, n ast.Node) {
 	out.text, out.plain = t.Value, true
 	switch x := n.(type) {
 	case *ast.NullNode:
-		out.kind = null
+		out.kind, out.text = null, ""
 	case *ast.BoolNode:
 		out.kind = boolean
 	case *ast.IntegerNode:
@@ -391,7 +401,7 @@ func (s *source) place(t *token.Token) Pos {
 
 // syntaxError is the library's error with its place.
 func syntaxError(err error) (message string, at Pos) {
-	if e, ok := errors.AsType[*errTooDeep](err); ok {
+	if e, ok := errors.AsType[*tooDeepError](err); ok {
 		return e.Error(), e.at
 	}
 	if e, ok := errors.AsType[yaml.Error](err); ok && e.GetToken() != nil && e.GetToken().Position != nil {

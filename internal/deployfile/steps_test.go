@@ -44,7 +44,8 @@ func TestWhereStepsStand(t *testing.T) {
 		"analysis":       "analysis: {queries: [q], interval: 1, units: seconds, numberOfJudgmentRuns: 1}",
 		"exposeServices": "exposeServices: {services: [a]}",
 	}
-	allowed := map[string]string{"setWeight": "canary", "exposeServices": "canary redirect shutdown", "pause": "all", "runWebhook": "all", "analysis": "all"}
+	allowed := map[string]string{"setWeight": "canary", "exposeServices": "canary redirect shutdown", "pause": "all", "runWebhook": "all",
+		"analysis": "all"}
 	places := map[string]string{
 		"canary":   "strategies: {s: {canary: {steps: [{%s}]}}}\ntargets: {t: {account: a, strategy: s}}\n",
 		"redirect": "strategies: {s: {blueGreen: {redirectTrafficAfter: [{%s}]}}}\ntargets: {t: {account: a, strategy: s}}\n",
@@ -78,7 +79,8 @@ func TestWeights(t *testing.T) { // 1.4 setWeight
 		{"out of range in short", canaryOf("{setWeight: -1}"), nil, nil, []string{"7:13 error: between 0 and 100"}},
 		{"falling", canaryOf("{setWeight: {weight: 50}}, {setWeight: {weight: 20}}"), nil, nil, []string{"7:28 warning: falls from 50 to 20"}},
 		{"100 at the end", canaryOf("{setWeight: {weight: 100}}"), firstStep, SetWeight{100}, nil},
-		{"one key per item", canaryOf("{setWeight: {weight: 50}, pause: {duration: 1, unit: hours}}"), nil, nil, []string{"7:27 error: this one is setWeight already"}},
+		{"one key per item", canaryOf("{setWeight: {weight: 50}, pause: {duration: 1, unit: hours}}"), nil, nil,
+			[]string{"7:27 error: this one is setWeight already"}},
 	})
 }
 
@@ -86,26 +88,33 @@ func TestPauses(t *testing.T) { // 1.4 pause
 	run(t, []row{
 		{"timed", canaryOf("{pause: {duration: 30, unit: seconds}}"), firstStep, Pause{Duration: 30 * time.Second}, nil},
 		{"timed, in upper case", canaryOf("{pause: {duration: 2, unit: HOURS}}"), firstStep, Pause{Duration: 2 * time.Hour}, nil},
-		{"timed, untilApproved false beside", canaryOf("{pause: {duration: 1, unit: minutes, untilApproved: false}}"), firstStep, Pause{Duration: time.Minute}, nil},
+		{"timed, untilApproved false beside", canaryOf("{pause: {duration: 1, unit: minutes, untilApproved: false}}"),
+			firstStep, Pause{Duration: time.Minute}, nil},
 		{"duration without unit", canaryOf("{pause: {duration: 1}}"), nil, nil, []string{"7:10 error: a duration needs its unit"}},
 		{"unit none, the wire's default", canaryOf("{pause: {duration: 1, unit: NONE}}"), nil, nil, []string{"7:23 error: a duration needs its unit"}},
 		{"unit without duration", canaryOf("{pause: {unit: hours}}"), nil, nil, []string{"7:10 error: a unit needs its duration"}},
 		{"units that the old schema let pass", canaryOf("{pause: {duration: 1, unit: xxminutesyy}}"), nil, nil,
 			[]string{"7:29 error: not one of seconds, minutes, hours, days"}},
-		{"both", canaryOf("{pause: {duration: 1, unit: hours, untilApproved: true}}"), nil, nil, []string{"7:10 error: either lasts a time or waits for approval"}},
+		{"both", canaryOf("{pause: {duration: 1, unit: hours, untilApproved: true}}"), nil, nil,
+			[]string{"7:10 error: either lasts a time or waits for approval"}},
 		{"neither", canaryOf("{pause: {}}"), nil, nil, []string{"7:2 error: neither how long"}},
 		{"approval", canaryOf("{pause: {untilApproved: true}}"), firstStep, Pause{UntilApproved: true}, nil},
-		{"roles", canaryOf("{pause: {untilApproved: true, requiresRoles: [a, b c]}}"), firstStep, Pause{UntilApproved: true, RequiresRoles: []string{"a", "b c"}}, nil},
-		{"roles []", canaryOf("{pause: {untilApproved: true, requiresRoles: []}}"), firstStep, Pause{UntilApproved: true}, []string{"7:31 note: no role is named"}},
-		{"roles beside", canaryOf("{pause: {untilApproved: true}, requiresRoles: [a]}"), firstStep, Pause{UntilApproved: true, RequiresRoles: []string{"a"}},
+		{"roles", canaryOf("{pause: {untilApproved: true, requiresRoles: [a, b c]}}"),
+			firstStep, Pause{UntilApproved: true, RequiresRoles: []string{"a", "b c"}}, nil},
+		{"roles []", canaryOf("{pause: {untilApproved: true, requiresRoles: []}}"), firstStep, Pause{UntilApproved: true},
+			[]string{"7:31 note: no role is named"}},
+		{"roles beside", canaryOf("{pause: {untilApproved: true}, requiresRoles: [a]}"),
+			firstStep, Pause{UntilApproved: true, RequiresRoles: []string{"a"}},
 			[]string{"7:32 warning: requiresRoles stands beside the pause"}},
 		{"expiration", canaryOf("{pause: {untilApproved: true, approvalExpiration: {duration: 24, unit: hours}}}"), firstStep,
 			Pause{UntilApproved: true, ApprovalExpiration: 24 * time.Hour}, nil},
-		{"roles inside of the expiration", canaryOf("{pause: {untilApproved: true, approvalExpiration: {duration: 1, unit: hours, requiresRoles: [a]}}}"), firstStep,
+		{"roles inside of the expiration", canaryOf("{pause: {untilApproved: true, approvalExpiration: {duration: 1, unit: hours, requiresRoles: [a]}}}"),
+			firstStep,
 			Pause{UntilApproved: true, RequiresRoles: []string{"a"}, ApprovalExpiration: time.Hour}, []string{"7:78 warning: inside of approvalExpiration"}},
 		{"approvalDuration", canaryOf("{pause: {untilApproved: true, approvalDuration: {duration: 1, unit: hours}}}"), firstStep,
 			Pause{UntilApproved: true, ApprovalExpiration: time.Hour}, []string{"7:31 note: old spelling of approvalExpiration"}},
-		{"roles without approval", canaryOf("{pause: {duration: 1, unit: hours, requiresRoles: [a]}}"), nil, nil, []string{"7:36 warning: means nothing in a pause"}},
+		{"roles without approval", canaryOf("{pause: {duration: 1, unit: hours, requiresRoles: [a]}}"), nil, nil,
+			[]string{"7:36 warning: means nothing in a pause"}},
 	})
 }
 
@@ -117,8 +126,10 @@ func TestHooksAndServices(t *testing.T) { // 1.4 runWebhook, exposeServices
 		{"services first of all, several", canaryOf("{exposeServices: {services: [a, b]}}"), firstStep, ExposeServices{Services: []string{"a", "b"}}, nil},
 		{"ttl", canaryOf("{exposeServices: {services: [a], ttl: {duration: 10, unit: minutes}}}"), firstStep,
 			ExposeServices{Services: []string{"a"}, TTL: 10 * time.Minute}, nil},
-		{"ttl too short", canaryOf("{exposeServices: {services: [a], ttl: {duration: 59, unit: seconds}}}"), nil, nil, []string{"7:34 error: between a minute and 24 hours"}},
-		{"ttl too long", canaryOf("{exposeServices: {services: [a], ttl: {duration: 25, unit: hours}}}"), nil, nil, []string{"7:34 error: between a minute and 24 hours"}},
+		{"ttl too short", canaryOf("{exposeServices: {services: [a], ttl: {duration: 59, unit: seconds}}}"), nil, nil,
+			[]string{"7:34 error: between a minute and 24 hours"}},
+		{"ttl too long", canaryOf("{exposeServices: {services: [a], ttl: {duration: 25, unit: hours}}}"), nil, nil,
+			[]string{"7:34 error: between a minute and 24 hours"}},
 		{"no service", canaryOf("{exposeServices: {services: []}}"), nil, nil, []string{"7:19 error: no Service is named"}},
 	})
 }
@@ -137,8 +148,10 @@ func TestAnalysisSteps(t *testing.T) { // 1.4 and 1.7 analysis
 			Analysis{Queries: []string{"q"}, Interval: time.Hour, NumberOfJudgmentRuns: 1}, []string{"7:79 note: it is sliding"}},
 		{"query that is not declared", canaryOf("{analysis: {queries: [qq], interval: 1, units: hours, numberOfJudgmentRuns: 1}}"), nil, nil,
 			[]string{"7:23 error: no query named \"qq\""}},
-		{"no query", canaryOf("{analysis: {queries: [], interval: 1, units: hours, numberOfJudgmentRuns: 1}}"), nil, nil, []string{"7:13 error: has no query"}},
-		{"interval 0", canaryOf("{analysis: {queries: [q], interval: 0, units: hours, numberOfJudgmentRuns: 1}}"), nil, nil, []string{"7:37 error: interval is 0"}},
+		{"no query", canaryOf("{analysis: {queries: [], interval: 1, units: hours, numberOfJudgmentRuns: 1}}"), nil, nil,
+			[]string{"7:13 error: has no query"}},
+		{"interval 0", canaryOf("{analysis: {queries: [q], interval: 0, units: hours, numberOfJudgmentRuns: 1}}"), nil, nil,
+			[]string{"7:37 error: interval is 0"}},
 		{"no runs", canaryOf("{analysis: {queries: [q], interval: 1, units: hours}}"), nil, nil, []string{"7:2 error: needs numberOfJudgmentRuns"}},
 		{"our own keys", canaryOf("{analysis: {interval: 1, units: seconds, numberOfJudgmentRuns: 9, background: true, onInconclusive: rollback, initialDelay: {duration: 5, unit: seconds},\n" +
 			"counts: {canaryTotal: a, canaryBad: b, stableTotal: c, stableBad: d, alpha: 0.01, margin: 2, minRequests: 40}}}"), firstStep,
@@ -220,7 +233,8 @@ data:
 		{*production.BeforeDeployment[1].RestoreData, RestoreData{"orders", "before", 3}},
 		{*production.BeforeDeployment[2].MaskData, MaskData{"orders", "k"}},
 		{f.Data, Data{
-			Databases: []Database{{Pos{25, 7}, "orders", "mongodb", "production", "statefulset/mongo", "mongodb://{{secrets.u}}:{{secrets.p}}@mongo:27017/", "deployment/web",
+			Databases: []Database{{Pos{25, 7}, "orders", "mongodb", "production", "statefulset/mongo", "mongodb://{{secrets.u}}:{{secrets.p}}@mongo:27017/",
+				"deployment/web",
 				Upgrade{5 * time.Minute, 24 * time.Hour, 2, "c"}}},
 			Contracts: []Contract{{Pos{27, 15}, "c", "d", []string{"a.b"}, nil}},
 			Checks:    []Check{{Pos{28, 12}, "totals", "orders", "q", &zero}},
@@ -236,7 +250,8 @@ data:
 	for _, u := range Unbuilt(f) {
 		unbuilt = append(unbuilt, fmt.Sprintf("%d:%d %s: %s", u.Line, u.Column, u.Severity, u.Message))
 	}
-	want := []string{"21:11 error: needs restoring a checkpoint as a step, not built yet", "22:11 error: needs masking, not built yet", "29:11 error: needs masking, not built yet"}
+	want := []string{"21:11 error: needs restoring a checkpoint as a step, not built yet", "22:11 error: needs masking, not built yet",
+		"29:11 error: needs masking, not built yet"}
 	if strings.Join(unbuilt, "\n") != strings.Join(want, "\n") {
 		t.Errorf("not built: %v", unbuilt)
 	}

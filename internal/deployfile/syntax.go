@@ -10,21 +10,25 @@ import (
 )
 
 // explanations say, for messages of the YAML parser, what people mostly did and what to do about it.
-var explanations = []struct{ says, means, suggestion string }{
-	{"found character '\t'", "a tab cannot indent YAML", "indent with spaces"},
-	{"tab character", "a tab cannot indent YAML", "indent with spaces"},
-	{"could not find end character of", "a quote is opened here and never closed", "close the quote"},
-	{"is a reserved character", "a value cannot begin with this character", "quote the value"},
-	{"found unknown escape character", "in double quotes a backslash begins an escape, and this one is not known",
-		"use single quotes, or write the backslash twice"},
-	{"value is not allowed in this context", "this does not belong to what stands before it", "indent the line like its neighbours"},
-	{"non-map value is specified", "this line is not `key: value` like its neighbours", "write `key: value`, with a blank after the colon"},
-	{"nested deeper", fmt.Sprintf("the file is nested deeper than %d levels", maxDepth), "no deploy file needs so many brackets or dashes"},
-	{"unexpected key name", "this line is not `key: value` like its neighbours", "write `key: value`, with a blank after the colon"},
-	{"could not find alias value", "an anchor or alias has no name", "quote a value that begins with `*` or `&`"},
-	{"undefined alias name", "an alias has no name", "quote a value that begins with `*`"},
-	{"undefined anchor name", "an anchor has no name", "quote a value that begins with `&`"},
+func explanations() []explanation {
+	return []explanation{
+		{"found character '\t'", "a tab cannot indent YAML", "indent with spaces"},
+		{"tab character", "a tab cannot indent YAML", "indent with spaces"},
+		{"could not find end character of", "a quote is opened here and never closed", "close the quote"},
+		{"is a reserved character", "a value cannot begin with this character", "quote the value"},
+		{"found unknown escape character", "in double quotes a backslash begins an escape, and this one is not known",
+			"use single quotes, or write the backslash twice"},
+		{"value is not allowed in this context", "this does not belong to what stands before it", "indent the line like its neighbours"},
+		{"non-map value is specified", "this line is not `key: value` like its neighbours", "write `key: value`, with a blank after the colon"},
+		{"nested deeper", fmt.Sprintf("the file is nested deeper than %d levels", maxDepth), "no deploy file needs so many brackets or dashes"},
+		{"unexpected key name", "this line is not `key: value` like its neighbours", "write `key: value`, with a blank after the colon"},
+		{"could not find alias value", "an anchor or alias has no name", "quote a value that begins with `*` or `&`"},
+		{"undefined alias name", "an alias has no name", "quote a value that begins with `*`"},
+		{"undefined anchor name", "an anchor has no name", "quote a value that begins with `&`"},
+	}
 }
+
+type explanation struct{ says, means, suggestion string }
 
 // explain turns an error of the YAML parser into a finding.
 func (s *source) explain(err error) (Pos, Finding) {
@@ -46,7 +50,7 @@ func (s *source) explain(err error) (Pos, Finding) {
 			return at, f
 		}
 	}
-	for _, x := range explanations {
+	for _, x := range explanations() {
 		if strings.Contains(message, x.says) {
 			f.Message, f.Suggestion = "YAML: "+x.means, x.suggestion
 			break
@@ -77,10 +81,9 @@ func (s *source) unclosed(at Pos) *token.Token {
 		if p := position(t); p.Line > at.Line || p.Line == at.Line && p.Column >= at.Column && len(open) > 0 {
 			break
 		}
-		switch t.Type {
-		case token.SequenceStartType, token.MappingStartType:
+		if opens(t) {
 			open = append(open, t)
-		case token.SequenceEndType, token.MappingEndType:
+		} else if closes(t) {
 			open = open[:max(0, len(open)-1)]
 		}
 	}
@@ -95,7 +98,11 @@ var tag = regexp.MustCompile(`\{\{.*?\}\}`)
 
 // openers end where a value begins that is neither quoted nor in a block: after `key: ` or `- `, and in flow style after
 // `key: `, `[` or a comma.
-var openers = regexp.MustCompile(`(^\s*(?:- +)*[^\s'"#{}\[\],:-][^'"#{}\[\],:]*:\s+|^\s*(?:- +)*(?:"[^"]*"|'[^']*'):\s+|^\s*(?:- +)+|[{,]\s*[\w-]+:\s+|[\[,]\s*)`)
+var openers = regexp.MustCompile(`(` +
+	`^\s*(?:- +)*[^\s'"#{}\[\],:-][^'"#{}\[\],:]*:\s+|` + // a plain key
+	`^\s*(?:- +)*(?:"[^"]*"|'[^']*'):\s+|` + // a quoted one
+	`^\s*(?:- +)+|` + // an item
+	`[{,]\s*[\w-]+:\s+|[\[,]\s*)`) // flow style
 
 // maxLine is how long a line is at most in which people have forgotten quotes.
 const maxLine = 4096
@@ -119,7 +126,10 @@ func (s *source) bareTemplate(at Pos) (bare, bool) {
 			opener, rest := line[m[2]:m[3]], line[m[3]:]
 			flow := strings.ContainsAny(opener, "{[,")
 			t := tag.FindStringIndex(rest)
-			if t == nil || strings.HasPrefix(rest, `"`) || strings.HasPrefix(rest, "'") || t[0] > 0 && (!flow || strings.ContainsAny(rest[:t[0]], ",]}'\" ")) {
+			if t == nil || strings.HasPrefix(rest, `"`) || strings.HasPrefix(rest, "'") {
+				continue
+			}
+			if t[0] > 0 && (!flow || strings.ContainsAny(rest[:t[0]], ",]}'\" ")) {
 				continue
 			}
 			return bare{rest[t[0]:t[1]], Pos{l, len([]rune(line[:m[3]])) + 1}, bareValue(rest, flow)}, true
