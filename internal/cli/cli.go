@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -151,15 +152,17 @@ func noArguments(c *cobra.Command, args []string) error {
 	return nil
 }
 
+// version is what this program was built from.
+func version() string {
+	if i, ok := debug.ReadBuildInfo(); ok && i.Main.Version != "" {
+		return i.Main.Version
+	}
+	return "devel"
+}
+
 func (a *app) version() *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "Print the version", Args: noArguments, RunE: func(*cobra.Command, []string) error {
-		v := map[string]string{"version": "devel"}
-		if i, ok := debug.ReadBuildInfo(); ok {
-			if i.Main.Version != "" {
-				v["version"] = i.Main.Version
-			}
-			v["go"] = i.GoVersion
-		}
+		v := map[string]string{"version": version(), "go": runtime.Version()}
 		return a.show(v, func(w io.Writer) error {
 			_, err := fmt.Fprintln(w, "sluice", v["version"])
 			return err

@@ -61,10 +61,17 @@ func (a *app) compile(f startFlags, id string) (delivery.Spec, error) {
 	}
 	spec := delivery.Spec{ID: id, Application: file.Application, Graph: graph, Context: graph.Context, CreatedAt: time.Now().UTC(), File: string(body),
 		EnqueueOne: strings.EqualFold(file.DeploymentConfig.IfDeploymentInProgress, "enqueueOne")}
-	if u, err := user.Current(); err == nil {
-		spec.By = u.Username
-	}
+	spec.By = me()
 	return spec, nil
+}
+
+// me is the name of whoever runs this program, "" where it has none.
+func me() string {
+	u, err := user.Current()
+	if err != nil {
+		return ""
+	}
+	return u.Username
 }
 
 func readDeployFile(path string) ([]byte, error) {
@@ -233,6 +240,6 @@ func again(s delivery.Spec, id string) delivery.Spec {
 		}
 		s.Graph.Nodes[i] = n
 	}
-	s.ID, s.CreatedAt = id, time.Now().UTC()
+	s.ID, s.CreatedAt, s.By = id, time.Now().UTC(), me()
 	return s
 }

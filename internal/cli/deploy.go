@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/user"
 	"path/filepath"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,6 +80,7 @@ func (a *app) connect(ctx context.Context) (*server.Client, error) {
 // startFlags are the flags of deploy start and of plan.
 type startFlags struct {
 	file        string
+	earlier     string // id of a delivery that is run again
 	application string
 	targets     []string
 	context     map[string]string
@@ -115,8 +116,11 @@ func (a *app) start() *cobra.Command {
 Exit code: 0 started (with --watch: Succeeded), 1 anything failed, 3 a delivery of the application is running.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if f.file == "" {
-				return &exit{exitUnable, errors.New("give the deploy file with -f FILE")}
+			switch {
+			case (f.file == "") == (f.earlier == ""):
+				return &exit{exitUnable, errors.New("give the deploy file with -f FILE, or an earlier delivery with -i ID")}
+			case f.earlier != "":
+				return a.beginAgain(c.Context(), f)
 			}
 			spec, err := a.compile(f, newID())
 			if err != nil {
@@ -126,6 +130,7 @@ Exit code: 0 started (with --watch: Succeeded), 1 anything failed, 3 a delivery 
 		},
 	}
 	f.bind(c)
+	c.Flags().StringVarP(&f.earlier, "pipelineId", "i", "", "`id` of a delivery that is run once more, as deploy redeploy does")
 	c.Flags().BoolVarP(&f.watch, "watch", "w", false, "watch until it has ended")
 	c.Flags().DurationVar(&f.timeout, "timeout", 0, "with --watch: give up watching after this `time`; the delivery goes on")
 	return c
@@ -164,32 +169,50 @@ func stamp() string { return time.Now().UTC().Format(time.RFC3339) }
 func (a *app) redeploy() *cobra.Command {
 	var f startFlags
 	c := &cobra.Command{Use: "redeploy ID", Short: "Run a delivery once more as it was", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-		client, err := a.connect(c.Context())
-		if err != nil {
-			return err
-		}
-		d, err := client.Get(c.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		return a.begin(c.Context(), again(d.Spec, newID()), f)
+		f.earlier = args[0]
+		return a.beginAgain(c.Context(), f)
 	}}
 	c.Flags().BoolVarP(&f.watch, "watch", "w", false, "watch until it has ended")
+	c.Flags().DurationVar(&f.timeout, "timeout", 0, "with --watch: give up watching after this `time`; the delivery goes on")
 	return c
 }
 
+// beginAgain starts a delivery with the plan of an earlier one. What would change the plan is refused.
+func (a *app) beginAgain(ctx context.Context, f startFlags) error {
+	if f.application != "" || f.account != "" || len(f.targets) > 0 || len(f.context) > 0 {
+		return &exit{exitUnable, errors.New("a delivery is run again as it was: give the deploy file with -f to change what is delivered")}
+	}
+	client, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	d, err := client.Get(ctx, f.earlier)
+	if err != nil {
+		return err
+	}
+	return a.begin(ctx, again(d.Spec, newID()), f)
+}
+
 func (a *app) status() *cobra.Command {
-	return &cobra.Command{Use: "status ID", Short: "Show how a delivery is doing", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
+	var named string
+	c := &cobra.Command{Use: "status ID", Short: "Show how a delivery is doing", Args: func(_ *cobra.Command, args []string) error {
+		if given := len(args); given > 1 || (given == 0) == (named == "") {
+			return errors.New("one ID is needed")
+		}
+		return nil
+	}, RunE: func(c *cobra.Command, args []string) error {
 		client, err := a.connect(c.Context())
 		if err != nil {
 			return err
 		}
-		d, err := client.Get(c.Context(), args[0])
+		d, err := client.Get(c.Context(), strings.Join(append(args, named), ""))
 		if err != nil {
 			return err
 		}
 		return a.show(statusOf(d), func(w io.Writer) error { return writeStatus(w, d) })
 	}}
+	c.Flags().StringVarP(&named, "deploymentId", "i", "", "`id` of the delivery, as an argument")
+	return c
 }
 
 func (a *app) watch() *cobra.Command {
@@ -203,7 +226,7 @@ func (a *app) watch() *cobra.Command {
 }
 
 func (a *app) list() *cobra.Command {
-	return &cobra.Command{Use: "list", Short: "List deliveries, newest first", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "list", Short: "List deliveries, newest first", Args: noArguments, RunE: func(c *cobra.Command, _ []string) error {
 		client, err := a.connect(c.Context())
 		if err != nil {
 			return err
@@ -217,11 +240,16 @@ func (a *app) list() *cobra.Command {
 			out = append(out, statusOf(d))
 		}
 		return a.show(out, func(w io.Writer) error {
-			fmt.Fprintf(w, "%-18s %-20s %-18s %-20s\n", "ID", "APPLICATION", "STATUS", "STARTED")
+			t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(t, "ID\tAPPLICATION\tSTATUS\tSTARTED\tBY")
 			for _, s := range out {
-				fmt.Fprintf(w, "%-18s %-20s %-18s %-20s\n", s.ID, s.Application, s.Status, s.Started.Format(time.DateTime))
+				started := "-"
+				if !s.Started.IsZero() {
+					started = s.Started.Local().Format(time.DateTime)
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", s.ID, s.Application, s.Status, started, s.InitiatedBy)
 			}
-			return nil
+			return t.Flush()
 		})
 	}}
 }
@@ -317,9 +345,7 @@ func (a *app) send(ctx context.Context, client *server.Client, id string, s deli
 	case delivery.Pause, delivery.Resume, delivery.Retry, delivery.Acknowledge:
 		s.Key += "/" + newID() // these can be meant more than once
 	}
-	if u, err := user.Current(); err == nil {
-		s.By = u.Username
-	}
+	s.By = me()
 	won, err := client.Signal(ctx, id, s)
 	if err != nil {
 		return err

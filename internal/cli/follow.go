@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -13,16 +14,19 @@ import (
 
 // follow shows a delivery until it has ended, and ends with the exit code that it deserves.
 func (a *app) follow(ctx context.Context, client *server.Client, id string) error {
-	v := &view{app: a, width: a.terminal()}
+	v := &view{out: a.out, width: a.terminal(), now: time.Now, told: map[string]time.Time{}}
 	if a.output != "text" {
 		v.quiet = true
 	}
 	err := client.Watch(ctx, id, v.event)
 	v.end()
-	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
-			return &exit{exitFailure, fmt.Errorf("delivery %s has not ended in time; it goes on: sluice deploy watch %s", id, id)}
-		}
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return &exit{exitFailure, fmt.Errorf("delivery %s has not ended in time; it goes on: sluice deploy watch %s", id, id)}
+	case ctx.Err() != nil:
+		fmt.Fprintf(a.errs, "delivery %s goes on: sluice deploy watch %s, or cancel\n", id, id)
+		return ctx.Err()
+	case err != nil:
 		return err
 	}
 	if v.quiet {
@@ -39,36 +43,41 @@ func (a *app) follow(ctx context.Context, client *server.Client, id string) erro
 	return err
 }
 
+// progressEvery is how often the progress of one step is a line where there is no terminal.
+const progressEvery = 5 * time.Second
+
 // view shows a delivery: plain lines, and on a terminal one more line with what is going on now.
 type view struct {
-	app   *app
+	out   io.Writer
 	width int
 	quiet bool
+	now   func() time.Time
 	last  store.Delivery
-	live  bool // the line that is written over stands
+	live  bool                 // the line that is written over stands
+	told  map[string]time.Time // step → when a line last told of its progress
 }
 
 func (v *view) event(e server.Event) {
 	switch {
-	case v.quiet:
-		if e.Delivery != nil {
-			v.last = *e.Delivery
-		}
+	case e.Delivery != nil && v.quiet:
+		v.last = *e.Delivery
 	case e.Delivery != nil:
 		for _, l := range changed(v.last, *e.Delivery) {
-			v.line(fmt.Sprintf("%s %s", time.Now().Format(time.TimeOnly), l))
+			v.line(fmt.Sprintf("%s %s", v.now().Format(time.TimeOnly), l))
 		}
 		v.last = *e.Delivery
-	case e.Progress != nil && v.width > 0:
+	case e.Progress == nil || v.quiet:
+	case v.width > 0:
 		v.over(fmt.Sprintf("  … %s: %s", e.Progress.Path, e.Progress.Line))
-	case e.Progress != nil:
-		v.line(fmt.Sprintf("%s %s: %s", e.Progress.At.Local().Format(time.TimeOnly), e.Progress.Path, e.Progress.Line))
+	case v.now().Sub(v.told[e.Progress.Path]) >= progressEvery:
+		v.told[e.Progress.Path] = v.now()
+		v.line(fmt.Sprintf("%s %s: %s", v.now().Format(time.TimeOnly), e.Progress.Path, e.Progress.Line))
 	}
 }
 
 func (v *view) line(s string) {
 	v.end()
-	fmt.Fprintln(v.app.out, s)
+	fmt.Fprintln(v.out, s)
 }
 
 // over writes the line that the next one replaces.
@@ -77,13 +86,13 @@ func (v *view) over(s string) {
 	if len(r) >= v.width {
 		r = r[:v.width-1]
 	}
-	fmt.Fprintf(v.app.out, "\r\x1b[K%s", string(r))
+	fmt.Fprintf(v.out, "\r\x1b[K%s", string(r))
 	v.live = true
 }
 
 func (v *view) end() {
 	if v.live {
-		fmt.Fprint(v.app.out, "\r\x1b[K")
+		fmt.Fprint(v.out, "\r\x1b[K")
 		v.live = false
 	}
 }

@@ -12,17 +12,25 @@ import (
 	"github.com/sluice-cd/sluice/internal/store"
 )
 
-// status is a delivery as programs read it.
+// status is a delivery as programs read it. The names are those of Armory's programs wherever they have one.
 type status struct {
-	ID          string         `json:"id"`
-	Application string         `json:"application"`
-	Status      string         `json:"status"` // the words of 5.1: RUNNING, AWAITING_APPROVAL …
-	Reason      string         `json:"reason,omitempty"`
-	Started     time.Time      `json:"startedAtIso8601"`
-	Completed   time.Time      `json:"completedAtIso8601,omitzero"`
-	InitiatedBy string         `json:"initiatedBy,omitempty"`
-	Targets     []targetStatus `json:"targets"`
-	Steps       []stepStatus   `json:"steps"`
+	ID           string            `json:"id"`
+	Application  string            `json:"application"`
+	Status       string            `json:"status"` // RUNNING, AWAITING_APPROVAL …
+	Reason       string            `json:"reason,omitempty"`
+	Started      time.Time         `json:"startedAtIso8601,omitzero"`
+	Completed    time.Time         `json:"completedAtIso8601,omitzero"`
+	InitiatedBy  string            `json:"initiatedBy,omitempty"`
+	Context      map[string]string `json:"context,omitempty"`
+	Source       source            `json:"source"`
+	Environments []string          `json:"environments"`
+	Targets      []targetStatus    `json:"targets"`
+	Steps        []stepStatus      `json:"steps"`
+}
+
+type source struct {
+	Product string `json:"product"`
+	Version string `json:"version"`
 }
 
 type targetStatus struct {
@@ -32,45 +40,131 @@ type targetStatus struct {
 }
 
 type stepStatus struct {
-	Path     string           `json:"path"`
-	Kind     string           `json:"type"`
-	Phase    delivery.Phase   `json:"status"`
-	Verdict  delivery.Verdict `json:"verdict,omitempty"`
-	Message  string           `json:"message,omitempty"`
-	Evidence any              `json:"evidence,omitempty"`
-	Started  time.Time        `json:"startedAt,omitzero"`
-	Ended    time.Time        `json:"endedAt,omitzero"`
+	Ref           string           `json:"ref"` // the step's path
+	Status        string           `json:"status"`
+	Type          string           `json:"type"`
+	Title         string           `json:"title"`
+	DependsOn     []string         `json:"dependsOn,omitempty"`
+	ConstraintFor string           `json:"constraintFor,omitempty"` // the target whose gate it is in
+	Deployment    *deployment      `json:"deployment,omitempty"`
+	Phase         delivery.Phase   `json:"phase"`
+	Verdict       delivery.Verdict `json:"verdict,omitempty"`
+	Message       string           `json:"message,omitempty"`
+	Evidence      any              `json:"evidence,omitempty"`
+	Started       time.Time        `json:"startedAtIso8601,omitzero"`
+	Ended         time.Time        `json:"completedAtIso8601,omitzero"`
 }
 
-// word returns the status in the words that Armory's programs know.
+// deployment says which of a target's steps of deploying a step is.
+type deployment struct {
+	ID          string `json:"id"`
+	Environment string `json:"environment"`
+	Step        int    `json:"step"`
+	TotalSteps  int    `json:"totalSteps"`
+}
+
+// The statuses of Armory's programs.
+const (
+	notStarted       = "NOT_STARTED"
+	queued           = "QUEUED"
+	running          = "RUNNING"
+	paused           = "PAUSED"
+	awaitingApproval = "AWAITING_APPROVAL"
+	succeeded        = "SUCCEEDED"
+	failed           = "FAILED"
+	cancelled        = "CANCELLED"
+)
+
+// word returns the status of a delivery in the words that Armory's programs know.
 func word(d store.Delivery) string {
 	s := d.Status
 	switch {
 	case s.State == "" || s.State == delivery.Queued:
-		return "QUEUED"
-	case s.State == delivery.Succeeded, s.State == delivery.Failed, s.State == delivery.Cancelled:
+		return queued
+	case s.State.Final():
 		return strings.ToUpper(string(s.State))
 	case s.Paused:
-		return "PAUSED"
+		return paused
+	case len(awaiting(d)) > 0:
+		return awaitingApproval
 	}
+	return running
+}
+
+// awaiting returns the steps that wait for a person.
+func awaiting(d store.Delivery) []plan.Node {
+	var out []plan.Node
 	for _, n := range d.Spec.Graph.Nodes {
-		if st := s.Nodes[n.Path]; st.Phase == delivery.StepWaiting && (n.Kind == plan.KindApproval || st.Held) {
-			return "AWAITING_APPROVAL"
+		if stepWord(n, d.Status.Nodes[n.Path]) == awaitingApproval {
+			out = append(out, n)
 		}
 	}
-	return "RUNNING"
+	return out
+}
+
+func stepWord(n plan.Node, st delivery.NodeStatus) string {
+	switch st.Phase {
+	case delivery.StepRunning, delivery.StepUndoing:
+		return running
+	case delivery.StepWaiting:
+		switch {
+		case st.Held || n.Kind == plan.KindApproval:
+			return awaitingApproval
+		case n.Kind == plan.KindPause:
+			return paused
+		}
+		return running
+	case delivery.StepPassed:
+		return succeeded
+	case delivery.StepFailed, delivery.StepUndoFailed:
+		return failed
+	case delivery.StepCancelled, delivery.StepSkipped, delivery.StepUndone:
+		return cancelled
+	}
+	return notStarted
+}
+
+func targetWord(t delivery.TargetStatus) string {
+	switch t.State {
+	case "", delivery.Pending:
+		return notStarted
+	case delivery.RollingBack:
+		return running
+	case delivery.RolledBack:
+		return failed
+	}
+	return strings.ToUpper(string(t.State))
 }
 
 func statusOf(d store.Delivery) status {
 	s := status{ID: d.Spec.ID, Application: d.Spec.Application, Status: word(d), Reason: d.Status.Reason, Started: d.Status.Started,
-		Completed: d.Status.Ended, InitiatedBy: d.Spec.By}
+		Completed: d.Status.Ended, InitiatedBy: d.Spec.By, Context: d.Spec.Context, Source: source{"Sluice", version()},
+		Environments: []string{}, Targets: []targetStatus{}, Steps: []stepStatus{}}
+	totals := map[string]int{}
+	for _, n := range d.Spec.Graph.Nodes {
+		if n.Phase == plan.Deploy {
+			totals[n.Target]++
+		}
+	}
 	for _, t := range d.Spec.Graph.Targets {
 		ts := d.Status.Targets[t.Name]
-		s.Targets = append(s.Targets, targetStatus{Name: t.Name, Status: string(ts.State), Reason: ts.Reason})
+		s.Environments = append(s.Environments, t.Name)
+		s.Targets = append(s.Targets, targetStatus{Name: t.Name, Status: targetWord(ts), Reason: ts.Reason})
 	}
+	at := map[string]int{}
 	for _, n := range d.Spec.Graph.Nodes {
 		st := d.Status.Nodes[n.Path]
-		e := stepStatus{Path: n.Path, Kind: n.Kind, Phase: st.Phase, Verdict: st.Verdict, Message: st.Message, Started: st.Started, Ended: st.Ended}
+		e := stepStatus{Ref: n.Path, Status: stepWord(n, st), Type: n.Kind, Title: n.Title, DependsOn: n.After, Phase: st.Phase, Verdict: st.Verdict,
+			Message: st.Message, Started: st.Started, Ended: st.Ended}
+		if e.Phase == "" {
+			e.Phase = delivery.StepPending
+		}
+		if n.Phase == plan.Deploy {
+			at[n.Target]++
+			e.Deployment = &deployment{ID: d.Spec.ID + "/" + n.Target, Environment: n.Target, Step: at[n.Target], TotalSteps: totals[n.Target]}
+		} else {
+			e.ConstraintFor = n.Target
+		}
 		if len(st.Evidence) > 0 {
 			e.Evidence = st.Evidence
 		}
@@ -100,26 +194,49 @@ func mark(p delivery.Phase) string {
 
 func writeStatus(w io.Writer, d store.Delivery) error {
 	s := statusOf(d)
-	fmt.Fprintf(w, "application: %s, started: %s\nstatus: %s\n", s.Application, s.Started.Format(time.RFC3339), s.Status)
+	var b strings.Builder
+	started := "not yet"
+	if !s.Started.IsZero() {
+		started = s.Started.Format(time.RFC3339)
+	}
+	fmt.Fprintf(&b, "application: %s, started: %s\nstatus: %s\n", s.Application, started, s.Status)
 	if s.Reason != "" {
-		fmt.Fprintf(w, "reason: %s\n", s.Reason)
+		fmt.Fprintf(&b, "reason: %s\n", s.Reason)
+	}
+	if s.Status == paused {
+		fmt.Fprintf(&b, "no further step starts until: sluice deploy resume %s\n", s.ID)
+	}
+	for _, n := range awaiting(d) {
+		fmt.Fprintf(&b, "%s waits for a person: sluice deploy approve %s %s\n", n.Title, s.ID, quoted(n.Path))
 	}
 	for _, t := range s.Targets {
-		fmt.Fprintf(w, "\n%s: %s\n", t.Name, t.Status)
+		fmt.Fprintf(&b, "\n%s: %s\n", t.Name, t.Status)
 		for _, n := range d.Spec.Graph.Nodes {
 			if n.Target == t.Name {
-				fmt.Fprintln(w, " ", stepLine(n, d.Status.Nodes[n.Path]))
+				fmt.Fprintln(&b, " ", stepLine(n, d.Status.Nodes[n.Path]))
 			}
 		}
 	}
-	return nil
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// quoted writes an argument so that a shell takes it as one.
+func quoted(arg string) string {
+	if !strings.ContainsFunc(arg, func(r rune) bool {
+		return !(r == '/' || r == '-' || r == '_' || r == '.' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z')
+	}) {
+		return arg
+	}
+	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }
 
 func stepLine(n plan.Node, st delivery.NodeStatus) string {
-	line := fmt.Sprintf("%s %-34s", mark(st.Phase), n.Title)
+	line := fmt.Sprintf("%s %-40s", mark(st.Phase), n.Title)
 	if st.Message != "" {
 		line += " " + st.Message
 	}
+	line = strings.TrimRight(line, " ")
 	if !st.Started.IsZero() && !st.Ended.IsZero() {
 		line += fmt.Sprintf(" (%s)", st.Ended.Sub(st.Started).Round(10*time.Millisecond))
 	}
