@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -102,7 +103,9 @@ func size(dir string) (int64, error) {
 			return nil
 		}
 		if err == nil {
-			n += i.Size()
+			// Blocks, not the length: the holes of a file are not copied. A length that is no multiple of a block is
+			// counted up, as the copy's will be.
+			n += i.Sys().(*syscall.Stat_t).Blocks * 512
 		}
 		return err
 	})
@@ -164,12 +167,14 @@ func (d *Driver) make(ctx context.Context, info volume.CopyInfo, from []string) 
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return volume.Copy{}, err
 	}
-	if err := remove(dir); err != nil {
+	if err := sweep(root); err != nil {
 		return volume.Copy{}, err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return volume.Copy{}, fmt.Errorf("make the folder of copy %s: %w", info.ID, err)
+	done, err := occupy(dir)
+	if err != nil {
+		return volume.Copy{}, fmt.Errorf("make the folder of copy %s: %w", info.ID, full(err, root))
 	}
+	defer done()
 	if err := d.fill(ctx, dir, &info, from); err != nil {
 		if e := remove(dir); e != nil {
 			err = fmt.Errorf("%w; and what was copied could not be removed: %w", err, e)
@@ -179,27 +184,42 @@ func (d *Driver) make(ctx context.Context, info volume.CopyInfo, from []string) 
 	return volume.NewCopy(info), nil
 }
 
+// fill makes the copy in its folder. Where the disk runs full that is an error which says what to do.
 func (d *Driver) fill(ctx context.Context, dir string, info *volume.CopyInfo, from []string) error {
+	return full(fill(ctx, dir, info, from), filepath.Dir(dir))
+}
+
+func full(err error, dir string) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.WithRemedy(fault.Newf(fault.Invalid, "the disk ran full: %w", err),
+			"free space or inodes on the file system of %s; what was copied is removed", dir)
+	}
+	return err
+}
+
+func fill(ctx context.Context, dir string, info *volume.CopyInfo, from []string) error {
 	info.Atomic = volume.None
+	methods := make([]volume.Method, len(from))
+	var whole []string
 	for i, src := range from {
-		m, _, err := method(src, dir)
-		if err != nil {
+		var err error
+		if methods[i], _, err = method(src, dir); err != nil {
 			return err
 		}
-		if m == volume.Plain {
-			if err := fits(src, dir); err != nil {
-				return err
-			}
+		if methods[i] == volume.Plain {
+			whole = append(whole, src)
 		}
+	}
+	if err := fits(whole, dir); err != nil {
+		return err
+	}
+	for i, src := range from {
 		to := filepath.Join(dir, fmt.Sprint(i))
-		if err := copyTree(ctx, m, src, to); err != nil {
-			if errors.Is(err, unix.ENOSPC) {
-				return fault.WithRemedy(fault.Newf(fault.Invalid, "the disk ran full while %s was copied: %w", src, err), "free space on the file system of %s; what was copied is removed", dir)
-			}
+		if err := copyTree(ctx, methods[i], src, to); err != nil {
 			return fmt.Errorf("copy %s: %w", src, err)
 		}
-		info.Dirs, info.Method = append(info.Dirs, to), m
-		if m == volume.Snapshot {
+		info.Dirs, info.Method = append(info.Dirs, to), methods[i]
+		if methods[i] == volume.Snapshot {
 			info.Atomic = volume.PerVolume
 		}
 		n, err := size(to)
@@ -212,11 +232,18 @@ func (d *Driver) fill(ctx context.Context, dir string, info *volume.CopyInfo, fr
 	return write(dir, *info)
 }
 
-// fits refuses a full copy for which there is no room, before the first byte.
-func fits(src, dir string) error {
-	need, err := size(src)
-	if err != nil {
-		return err
+// fits refuses full copies for which there is no room, before the first byte.
+func fits(src []string, dir string) error {
+	if len(src) == 0 {
+		return nil
+	}
+	var need int64
+	for _, s := range src {
+		n, err := size(s)
+		if err != nil {
+			return err
+		}
+		need += n
 	}
 	have, err := free(dir)
 	if err != nil {
@@ -224,7 +251,8 @@ func fits(src, dir string) error {
 	}
 	const reserve = 16 << 20
 	if need+reserve > have {
-		return fault.WithRemedy(fault.Newf(fault.Invalid, "a copy of %s needs %d MiB and the file system of %s has %d MiB free", src, need>>20+1, dir, have>>20),
+		return fault.WithRemedy(fault.Newf(fault.Invalid, "a copy of %s needs %d MiB and the file system of %s has %d MiB free",
+			strings.Join(src, ", "), need>>20+1, dir, have>>20),
 			"free %d MiB there, or use a file system that shares blocks (btrfs, xfs)", (need+reserve-have)>>20+1)
 	}
 	return nil
@@ -262,6 +290,13 @@ func write(dir string, i volume.CopyInfo) error {
 	if err == nil {
 		err = os.Rename(f.Name(), filepath.Join(dir, infoFile))
 	}
+	// What names the file, and what names the folder, must be on the disk before a claim is bound to the copy: a folder
+	// without the file is half a copy.
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err == nil {
+			err = syncDir(d)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("complete the copy %s: %w", i.ID, err)
 	}
@@ -293,10 +328,12 @@ func (d *Driver) Swap(ctx context.Context, id string, live []volume.Source, with
 			}
 			old.Dirs, old.Bytes = append(old.Dirs, bound), old.Bytes+n
 		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		var done func()
+		if done, err = occupy(dir); err != nil {
 			return volume.Copy{}, err
 		}
 		err = write(dir, old)
+		done()
 	}
 	if err != nil {
 		return volume.Copy{}, err
@@ -327,7 +364,7 @@ func (d *Driver) List(ctx context.Context, owner string) ([]volume.Copy, error) 
 	for _, e := range entries {
 		i, err := read(filepath.Join(root, e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // half a copy: whoever makes it again removes it
+			continue // half a copy: the next copy that is made removes it
 		}
 		if err != nil {
 			return nil, err

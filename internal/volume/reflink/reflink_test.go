@@ -1,12 +1,17 @@
 package reflink
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/volume"
 	"github.com/sluice-cd/sluice/internal/volume/volumetest"
 )
@@ -97,4 +102,152 @@ func mount(t *testing.T, fs string) string {
 	run(t, "mount", "-o", "loop", image, dir)
 	t.Cleanup(func() { run(t, "umount", dir) })
 	return dir
+}
+
+// tmpfs mounts a small file system; options bound it.
+func tmpfs(t *testing.T, options string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount a file system that is small enough to fill")
+	}
+	dir := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "-o", options, "tmpfs", dir)
+	t.Cleanup(func() { run(t, "umount", dir) })
+	return dir
+}
+
+// TestDiskFull copies what does not fit, as it turns out before the first byte, and as it turns out in the middle: the
+// message says what to do, nothing is left behind, the sources are whole, and with room the same call works.
+func TestDiskFull(t *testing.T) {
+	for name, c := range map[string]struct {
+		options string
+		files   int
+		bytes   int
+		says    []string
+	}{
+		"too large":      {"size=40m", 2, 15 << 20, []string{"needs 31 MiB", "MiB free", "free "}},
+		"no inodes left": {"size=64m,nr_inodes=60", 100, 10, []string{"the disk ran full", "free space or inodes", "what was copied is removed"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			small := tmpfs(t, c.options)
+			src := t.TempDir()
+			for i := range c.files {
+				if err := os.WriteFile(filepath.Join(src, strconv.Itoa(i)), bytes.Repeat([]byte{1}, c.bytes), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d := New(&volumetest.Binder{Dir: small}, "a")
+			cut := func() (volume.Copy, error) {
+				return d.Cut(t.Context(), "d/step/1", "d", []volume.Source{{Account: "a", Namespace: "n", Claim: "c", Dir: src}})
+			}
+			_, err := cut()
+			if !fault.Is(err, fault.Invalid) {
+				t.Fatalf("%v", err)
+			}
+			for _, s := range append(c.says, small) {
+				if !strings.Contains(err.Error(), s) {
+					t.Errorf("%q is not said by: %v", s, err)
+				}
+			}
+			if left, err := os.ReadDir(filepath.Join(small, ".copies")); err != nil || len(left) != 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+			if listed, err := d.List(t.Context(), ""); err != nil || len(listed) != 0 {
+				t.Errorf("listed: %v, %v", listed, err)
+			}
+			if whole, err := os.ReadDir(src); err != nil || len(whole) != c.files {
+				t.Errorf("the source has %d files, %v", len(whole), err)
+			}
+			run(t, "mount", "-o", "remount,size=200m,nr_inodes=1000", small)
+			made, err := cut()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadDir(made.Info().Dirs[0]); err != nil || len(got) != c.files {
+				t.Errorf("with room %d files were copied, %v", len(got), err)
+			}
+		})
+	}
+}
+
+// TestHoles: what a file does not hold takes no room, neither in the calculation nor in the copy.
+func TestHoles(t *testing.T) {
+	root := t.TempDir()
+	src := filepath.Join(root, "src")
+	if err := os.Mkdir(src, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(src, "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("end"), 8<<40); err != nil {
+		t.Skipf("the file system has no files of 8 TiB: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d := New(&volumetest.Binder{Dir: root}, "a")
+	s := []volume.Source{{Account: "a", Namespace: "n", Claim: "c", Dir: src}}
+	a, err := d.Probe(t.Context(), s)
+	if err != nil || a.Bytes > 1<<20 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	c, err := d.Cut(t.Context(), "d/step/1", "d", s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := os.Stat(filepath.Join(c.Info().Dirs[0], "sparse"))
+	if err != nil || i.Size() != 8<<40+3 || i.Sys().(*syscall.Stat_t).Blocks > 1024 {
+		t.Errorf("%+v, %v", i, err)
+	}
+	got := make([]byte, 3)
+	out, err := os.Open(filepath.Join(c.Info().Dirs[0], "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if _, err := out.ReadAt(got, 8<<40); err != nil || string(got) != "end" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestHalvesAreSwept: what a maker that died has left is removed by the next copy, what another one is at is not.
+func TestHalvesAreSwept(t *testing.T) {
+	root := t.TempDir()
+	src := filepath.Join(root, "src")
+	for _, d := range []string{"src", ".copies/dead/0/deep", ".copies/busy/0"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, d, "file"), []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done, err := occupy(filepath.Join(root, ".copies", "busy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := New(&volumetest.Binder{Dir: root}, "a")
+	left := func(id string) []string {
+		if _, err := d.Cut(t.Context(), id, "d", []volume.Source{{Account: "a", Namespace: "n", Claim: "c", Dir: src}}); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(filepath.Join(root, ".copies"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	if got := left("one"); !slices.Equal(got, []string{"busy", "one"}) {
+		t.Errorf("left %v", got)
+	}
+	done()
+	if got := left("two"); !slices.Equal(got, []string{"one", "two"}) {
+		t.Errorf("left %v", got)
+	}
 }
