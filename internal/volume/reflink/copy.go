@@ -277,10 +277,19 @@ func snapshot(src, to string) error {
 
 // remove removes a folder with the btrfs subvolumes in it.
 func remove(dir string) error {
-	entries, err := os.ReadDir(dir)
+	err := empty(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err != nil {
+		return err
+	}
+	return os.Remove(dir)
+}
+
+// empty removes what is in a folder.
+func clear(dir string) error {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
@@ -299,5 +308,5 @@ func remove(dir string) error {
 			return err
 		}
 	}
-	return os.Remove(dir)
+	return nil
 }

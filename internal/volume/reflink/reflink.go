@@ -175,6 +175,13 @@ func (d *Driver) make(ctx context.Context, info volume.CopyInfo, from []string) 
 		return volume.Copy{}, fmt.Errorf("make the folder of copy %s: %w", info.ID, full(err, root))
 	}
 	defer done()
+	// Whoever was at it meanwhile has completed the copy, or has died over it.
+	if was, err := read(dir); err == nil {
+		return volume.NewCopy(was), nil
+	}
+	if err := empty(dir); err != nil {
+		return volume.Copy{}, err
+	}
 	if err := d.fill(ctx, dir, &info, from); err != nil {
 		if e := remove(dir); e != nil {
 			err = fmt.Errorf("%w; and what was copied could not be removed: %w", err, e)

@@ -56,12 +56,12 @@ func TestFileSystems(t *testing.T) {
 		if fs == "btrfs" {
 			t.Run("btrfs subvolume", func(t *testing.T) { volumetest.Run(t, env(dir, true)) })
 		}
-		t.Run(fs+" full", func(t *testing.T) { full(t, dir) })
+		t.Run(fs+" full", func(t *testing.T) { fullDisk(t, dir) })
 	}
 }
 
-// full copies more than there is room for: nothing is left behind, and the source is whole.
-func full(t *testing.T, dir string) {
+// fullDisk copies more than there is room for: nothing is left behind, and the source is whole.
+func fullDisk(t *testing.T, dir string) {
 	e := env(dir, false)(t)
 	src := e.Volume(t, "big")
 	m, _, err := method(src, dir)
