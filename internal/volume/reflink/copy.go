@@ -288,7 +288,7 @@ func remove(dir string) error {
 }
 
 // empty removes what is in a folder.
-func clear(dir string) error {
+func empty(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
