@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/volume/reflink"
 )
 
 // expansion turns a pod template into the command, environment and files of one process.
@@ -247,7 +248,7 @@ func (n *node) claim(namespace, name string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(d), 0o755); err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(d, 0o750); err != nil {
+	if err := reflink.MakeVolume(d); err != nil {
 		return "", err
 	}
 	n.state.Claims[k] = d
@@ -466,11 +467,11 @@ func (n *node) hosts(namespace, s string) string {
 		if ns == namespace {
 			optional = "?"
 		}
-		re := regexp.MustCompile(`(^|[^\w.-])` + regexp.QuoteMeta(r.Object.GetName()) +
+		re := regexp.MustCompile(`(^|[^/]//|[^\w./-])` + regexp.QuoteMeta(r.Object.GetName()) +
 			`((?:\.` + regexp.QuoteMeta(ns) + `(?:\.svc(?:\.cluster\.local)?)?)` + optional + `)(:\d+)?($|[^\w.-])`)
 		address := func(m string) string {
 			g := re.FindStringSubmatch(m)
-			if g[3] == "" && g[1] != "@" && g[1] != "/" {
+			if g[3] == "" && g[1] != "@" && !strings.HasSuffix(g[1], "//") {
 				return m
 			}
 			port := g[3]
