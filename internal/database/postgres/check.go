@@ -104,7 +104,7 @@ func amcheck(ctx context.Context, c *pgx.Conn, found func(database.Finding)) err
 	err := c.QueryRow(ctx, `
 		SELECT coalesce(min(n.nspname::text), ''), coalesce(bool_and(has_function_privilege(p.oid, 'EXECUTE')), false)
 		FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-		JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname IN ('bt_index_check', 'verify_heapam') WHERE e.extname = 'amcheck'`).Scan(&schema, &may)
+		JOIN pg_proc p ON p.pronamespace = n.oid AND (p.proname = 'bt_index_check' AND p.pronargs = 2 OR p.proname = 'verify_heapam') WHERE e.extname = 'amcheck'`).Scan(&schema, &may)
 	switch {
 	case err != nil:
 		return err

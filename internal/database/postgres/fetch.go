@@ -83,7 +83,8 @@ next:
 	return columns, true
 }
 
-// join restricts a query to keys. COPY takes no parameters, so that they are written as literals, all of them quoted.
+// join restricts a query to keys. COPY takes no parameters, so that they are written as literals, all of them quoted. Two
+// keys may mean one row to the server, as 'a' and 'A' do under some collations: rows are collected by their place first.
 func join(s *selection, p *database.Projection, columns [][]string) string {
 	var arrays, names, on []string
 	for i, list := range columns {
@@ -92,11 +93,11 @@ func join(s *selection, p *database.Projection, columns [][]string) string {
 			quoted[j] = literal(t)
 		}
 		name := fmt.Sprintf("k%d", i)
-		arrays = append(arrays, "ARRAY["+strings.Join(quoted, ",")+"]::pg_catalog.text[]")
+		arrays = append(arrays, "pg_catalog.unnest(ARRAY["+strings.Join(quoted, ",")+"]::pg_catalog.text[])")
 		names = append(names, name)
 		on = append(on, strings.ReplaceAll(s.equals[p.Key[i]], "%s", "u."+name))
 	}
-	return fmt.Sprintf(" JOIN ROWS FROM (pg_catalog.unnest(%s)) AS u(%s) ON %s", strings.Join(arrays, ","), strings.Join(names, ","), strings.Join(on, " AND "))
+	return fmt.Sprintf(" WHERE t.ctid = ANY (ARRAY(SELECT t.ctid FROM %s JOIN ROWS FROM (%s) AS u(%s) ON %s))", s.from, strings.Join(arrays, ","), strings.Join(names, ","), strings.Join(on, " AND "))
 }
 
 // literal quotes text. An escape string has one meaning whatever standard_conforming_strings says.
