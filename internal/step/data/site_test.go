@@ -18,6 +18,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/database/mongodb"
+	"github.com/sluice-cd/sluice/internal/database/postgres"
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/deployfile"
 	"github.com/sluice-cd/sluice/internal/engine"
@@ -69,8 +70,11 @@ func TestMain(m *testing.M) {
 }
 
 // migrate is a migration Job: "damage" changes one order, but only where the data is production's own and not a copy that
-// staging saw, which it knows by an order that was placed after staging's copy.
+// staging saw, which it knows by an order that was placed after staging's copy. SQL is run as it is.
 func migrate(what string) error {
+	if strings.HasPrefix(what, "UPDATE") {
+		return migrateSQL(context.Background(), what)
+	}
 	client, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + os.Getenv("MONGO_SERVICE_HOST") + ":" + os.Getenv("MONGO_SERVICE_PORT") + "/"))
 	if err != nil {
 		return err
@@ -129,6 +133,10 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	// Databases that refuse to run as root must reach their volumes.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	a, b := companion(t, "ferretdb-a"), companion(t, "ferretdb-b")
 	ferret := func(version, binary string) []string {
 		return []string{"/bin/sh", "-c", formatLock, "mongo", version, "/data", "$(POD_IP):27017", binary}
@@ -137,7 +145,8 @@ func newSite(t *testing.T) *site {
 	s.platform, err = local.Connect(t.Context(), local.Config{Dir: filepath.Join(dir, "node"), Account: "here",
 		NodeCommand: []string{"/usr/bin/env", nodeEnv + "=" + filepath.Join(dir, "node"), self},
 		Images: map[string][]string{"mongo:1": ferret("plain", a), "mongo:2": ferret("plain", b), "mongo:locking": ferret("locking", b),
-			"web": {"/usr/bin/env", platformtest.ProgramEnv + "=http", self}, "migrate": {self}, "idle": {"/bin/true"}}})
+			"postgres:old": cluster(t, "SLUICE_POSTGRES_OLD", "../../../.cache/postgres-old/bin"), "postgres:new": cluster(t, "SLUICE_POSTGRES_NEW", "/usr/lib/postgresql/15/bin"),
+			"web": {"/usr/bin/env", platformtest.ProgramEnv + "=http", self}, "migrate": {self}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,11 +159,12 @@ func newSite(t *testing.T) *site {
 	if s.store, err = sqlite.Open(t.Context(), filepath.Join(dir, "s.db")); err != nil {
 		t.Fatal(err)
 	}
-	mongoEngine := mongodb.New(mongodb.Options{HelperCommand: []string{"/usr/bin/env", helperEnv + "=1", self}})
+	engines := map[string]database.Engine{"postgres": postgres.New(),
+		"mongodb": mongodb.New(mongodb.Options{HelperCommand: []string{"/usr/bin/env", helperEnv + "=1", self}})}
 	ports := step.Ports{
 		Platform: func(string) (platform.Platform, error) { return s.platform, nil },
 		Volumes:  func(string) (volume.Driver, error) { return s.volumes, nil },
-		Engine:   func(string) (database.Engine, error) { return mongoEngine, nil },
+		Engine:   func(n string) (database.Engine, error) { return engines[n], nil },
 		Metrics:  func(n string) (metrics.Provider, error) { return nil, fault.Newf(fault.NotFound, "no provider %s", n) },
 		Secret:   func(n string) (string, error) { return "", fault.Newf(fault.NotFound, "no secret %s", n) },
 		Callback: func(string) string { return "" },

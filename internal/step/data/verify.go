@@ -232,6 +232,9 @@ const workers = 4
 
 func (b base) progress(c step.Call, side string) func(fingerprint.Progress) {
 	return func(p fingerprint.Progress) {
+		if p.Rows == 0 {
+			return
+		}
 		eta := ""
 		if p.ETA > 0 {
 			eta = ", " + p.ETA.String() + " left"
