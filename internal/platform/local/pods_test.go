@@ -495,6 +495,7 @@ spec: {ports: [{port: 443}]}
         - {name: ME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
         - {name: URL, value: "postgres://my-db:443/x?host=my-db"}
         - {name: HOSTS, value: "my-db:443,my-db:443,not-my-db:443"}
+        - {name: PATHS, value: "/my-db:/srv/my-db:file:///my-db/x"}
         volumeMounts: [{name: v, mountPath: /etc/app}]
       volumes: [{name: v, secret: {secretName: s}}]`))
 	p.until(t, ref("Job", "j"), "complete", isReady)
@@ -505,7 +506,7 @@ spec: {ports: [{port: 443}]}
 	host, port, _ := net.SplitHostPort(at)
 	got := p.logsOf(t, ref("Job", "j"))
 	for _, want := range []string{"A=one", "B=one two $(NOBODY) $(A)", "P_COLOUR=blue", "P_raw=$(COLOUR)", "WORD=sesame", "MAYBE=", "ME=j-0", "MY_DB_SERVICE_HOST=" + host,
-		"MY_DB_SERVICE_PORT=" + port, "URL=postgres://" + at + "/x?host=my-db", "HOSTS=" + at + "," + at + ",not-my-db:443", at + " http://" + host + "/x", "\nsesame\n", "\nword\n"} {
+		"MY_DB_SERVICE_PORT=" + port, "URL=postgres://" + at + "/x?host=my-db", "PATHS=/my-db:/srv/my-db:file:///my-db/x", "HOSTS=" + at + "," + at + ",not-my-db:443", at + " http://" + host + "/x", "\nsesame\n", "\nword\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}

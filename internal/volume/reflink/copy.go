@@ -243,9 +243,10 @@ type volArgs struct {
 	name [4088]byte
 }
 
-// The numbers of BTRFS_IOC_SNAP_CREATE and BTRFS_IOC_SNAP_DESTROY, which linux/btrfs.h derives from the size of volArgs.
+// The numbers of BTRFS_IOC_SNAP_CREATE, BTRFS_IOC_SUBVOL_CREATE and BTRFS_IOC_SNAP_DESTROY, which linux/btrfs.h derives from the size of volArgs.
 const (
 	snapCreate  = 0x50009401
+	subCreate   = 0x5000940e
 	snapDestroy = 0x5000940f
 )
 
@@ -259,6 +260,27 @@ func btrfs(dir string, request uintptr, a *volArgs) error {
 		return e
 	}
 	return nil
+}
+
+// MakeVolume makes the directory of a new volume, if it is not there: on btrfs a subvolume, so that it can be cut by a
+// snapshot.
+func MakeVolume(dir string) error {
+	if _, err := os.Lstat(dir); err == nil {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(dir), &st); err != nil {
+		return fmt.Errorf("make the volume %s: %w", dir, err)
+	}
+	if st.Type == unix.BTRFS_SUPER_MAGIC {
+		a := &volArgs{}
+		copy(a.name[:], filepath.Base(dir))
+		if err := btrfs(filepath.Dir(dir), subCreate, a); err != nil {
+			return fmt.Errorf("make the btrfs subvolume %s: %w", dir, err)
+		}
+		return os.Chmod(dir, 0o750)
+	}
+	return os.Mkdir(dir, 0o750)
 }
 
 func snapshot(src, to string) error {

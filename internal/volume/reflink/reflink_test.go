@@ -32,7 +32,15 @@ func env(dir string, subvolume bool) func(t *testing.T) volumetest.Env {
 		return volumetest.Env{Driver: New(b, "a"), Binder: b, Volume: func(t *testing.T, name string) string {
 			path := filepath.Join(root, name)
 			if subvolume {
-				run(t, "btrfs", "subvolume", "create", path)
+				if err := MakeVolume(path); err != nil {
+					t.Fatal(err)
+				}
+				if err := MakeVolume(path); err != nil {
+					t.Fatal(err)
+				}
+				if m, _, err := method(path, root); err != nil || m != volume.Snapshot {
+					t.Fatalf("a volume made here is copied by %s, %v", m, err)
+				}
 				return path
 			}
 			if err := os.Mkdir(path, 0o755); err != nil {
