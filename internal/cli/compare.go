@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,7 +39,7 @@ func (f *compareFlags) bind(c *cobra.Command) {
 	c.Flags().IntVar(&f.cells, "cells", fingerprint.DefaultCells, "cells of the table from which differing rows are read without another scan")
 	c.Flags().Var(&f.memory, "memory", "memory for differing rows before they go to disk (default 64MiB)")
 	c.Flags().StringVar(&f.spill, "spill-dir", "", "`folder` for differing rows that do not fit into memory (default $TMPDIR)")
-	c.Flags().BoolVar(&f.cluster, "cluster", false, "PostgreSQL: compare all databases, roles and settings of the cluster, not one database")
+	c.Flags().BoolVar(&f.cluster, "cluster", false, "compare all databases of the servers, with roles and settings, not the one that each URL names")
 }
 
 func (f *compareFlags) check() error {
@@ -149,6 +151,9 @@ func (s *side) open(ctx context.Context, f compareFlags) error {
 	if s.catalog, err = s.server.Catalog(ctx); err != nil {
 		return err
 	}
+	if name := s.at.database(); name != "" && !f.cluster {
+		s.catalog = narrow(s.catalog, name)
+	}
 	if s.view, err = s.server.View(ctx); err != nil {
 		return err
 	}
@@ -177,6 +182,42 @@ func (s *side) explain(ctx context.Context, err error) error {
 		text = append(text, l.Object+": "+l.Message)
 	}
 	return fault.WithRemedy(fmt.Errorf("%w; missing are %s", wrapped, strings.Join(text, "; ")), "sluice data grants %s prints what to run", s.at.engine)
+}
+
+// database returns the database that a MongoDB URL names, "" where it means the whole server. The engine of PostgreSQL
+// narrows itself.
+func (c connection) database() string {
+	if c.engine != "mongodb" {
+		return ""
+	}
+	_, rest, _ := strings.Cut(c.shown, "://")
+	_, path, _ := strings.Cut(before(rest, "?"), "/")
+	name, err := url.PathUnescape(path)
+	if err != nil || name == "admin" {
+		return ""
+	}
+	return name
+}
+
+// narrow leaves one database of a catalog. Names of its objects lose the database, so that two of different names can be
+// compared; what belongs to the whole server is left out.
+func narrow(c database.Catalog, name string) database.Catalog {
+	c.Databases = slices.DeleteFunc(slices.Clone(c.Databases), func(d string) bool { return d != name })
+	c.Relations = slices.DeleteFunc(slices.Clone(c.Relations), func(r database.Relation) bool { return r.Name.Database != name })
+	var objects []database.Object
+	for _, o := range c.Objects {
+		// A view is named shop.recent, an index by_day on shop.orders.
+		on, of, ok := strings.Cut(o.Name, " on "+name+".")
+		if ok {
+			o.Name = on + " on " + of
+		} else if o.Name, ok = strings.CutPrefix(o.Name, name+"."); !ok {
+			continue
+		}
+		objects = append(objects, o)
+	}
+	c.Objects = objects
+	c.NotComparable = slices.DeleteFunc(slices.Clone(c.NotComparable), func(f database.Finding) bool { return !strings.Contains(f.Object, name+".") })
+	return c
 }
 
 // renamed pairs two databases of different names where each side has one.

@@ -38,6 +38,32 @@ func TestConnection(t *testing.T) {
 	}
 }
 
+func TestDatabaseOfAConnection(t *testing.T) {
+	for arg, want := range map[string]string{
+		"mongodb://h/shop": "shop", "mongodb://u@h1:1,h2:2/shop%20two?authSource=admin": "shop two", "mongodb://h": "", "mongodb://h/": "",
+		"mongodb://h/?replicaSet=a/b": "", "mongodb://h/admin": "", "postgres://h/shop": "",
+	} {
+		c, err := (&app{errs: &bytes.Buffer{}}).connection(arg)
+		if err != nil || c.database() != want {
+			t.Errorf("%s names %q, %v", arg, c.database(), err)
+		}
+	}
+}
+
+func TestNarrow(t *testing.T) {
+	c := narrow(database.Catalog{
+		Databases:     []string{"other", "shop", "shop2"},
+		Relations:     []database.Relation{{Name: database.Name{Database: "shop", Relation: "orders"}}, {Name: database.Name{Database: "shop2", Relation: "orders"}}},
+		Objects:       []database.Object{{Kind: "index", Name: "by_day on shop.orders"}, {Kind: "index", Name: "by_day on shop2.orders"}, {Kind: "view", Name: "shop.recent"},
+			{Kind: "view", Name: "shop2.recent"}, {Kind: "user", Name: "alice on shop"}},
+		NotComparable: []database.Finding{{Object: "users"}, {Object: "view shop.v"}},
+	}, "shop")
+	if len(c.Databases) != 1 || len(c.Relations) != 1 || c.Relations[0].Name.Database != "shop" || len(c.Objects) != 2 || c.Objects[0].Name != "by_day on orders" || c.Objects[1].Name != "recent" ||
+		len(c.NotComparable) != 1 || c.NotComparable[0].Object != "view shop.v" {
+		t.Errorf("what is left is %+v", c)
+	}
+}
+
 func TestConnectionRefused(t *testing.T) {
 	t.Setenv("SLUICE_TEST_EMPTY", "")
 	for arg, want := range map[string]string{

@@ -33,7 +33,7 @@ func unbuilt(name, short, instead string) *cobra.Command {
 }
 
 const sidesHelp = `SOURCE is what was, TARGET what is: a URL as psql and mongosh take it, env:NAME for one in an environment variable, file:PATH
-for one in a file. A PostgreSQL URL names one database; --cluster compares everything on the server.`
+for one in a file. A URL names one database, and a MongoDB URL without one the whole server; --cluster compares everything.`
 
 func (a *app) dataVerify() *cobra.Command {
 	var f compareFlags
