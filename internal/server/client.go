@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -49,7 +51,11 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 		return nil, err
 	}
 	c := newClient(dir, nil)
-	if err := c.answers(ctx); err != nil {
+	err = c.answers(ctx)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, fault.Newf(fault.NotFound, "no server runs in %s", dir)
+	}
+	if err != nil {
 		return nil, fault.Newf(fault.NotFound, "no server runs in %s: %w", dir, err)
 	}
 	return c, nil

@@ -397,7 +397,7 @@ func (n *node) list(c call) (answer, error) {
 	var a answer
 	for _, k := range slices.Sorted(maps.Keys(n.state.Objects)) {
 		o := n.state.Objects[k].Object
-		if o.GetKind() == c.Kind && o.GetNamespace() == c.Refs[0].Namespace {
+		if o.GetKind() == c.Kind && (o.GetNamespace() == c.Refs[0].Namespace || c.Refs[0].Namespace == "") {
 			a.Objects = append(a.Objects, o)
 		}
 	}

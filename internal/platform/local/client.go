@@ -78,6 +78,10 @@ func (p *Platform) ask(ctx context.Context, method string, c call) (answer, erro
 		return a, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNotFound {
+		return a, fault.WithRemedy(fault.Newf(fault.Invalid, "the node of account %s is of an older version and does not know %q", p.c.Account, method),
+			"end its process with SIGTERM: its successor takes over what it runs")
+	}
 	if err := json.NewDecoder(resp.Body).Decode(&a); err != nil {
 		return a, fault.Newf(fault.Transient, "the node of account %s broke off: %w", p.c.Account, err)
 	}
@@ -334,7 +338,7 @@ func (p *Platform) Get(ctx context.Context, ref manifest.Ref) (manifest.Object, 
 	return a.Objects[0], nil
 }
 
-// List implements platform.Getter.
+// List implements platform.Getter. With no namespace it lists those of all.
 func (p *Platform) List(ctx context.Context, kind, namespace string) ([]manifest.Object, error) {
 	a, err := p.call(ctx, "list", call{Kind: kind, Refs: []manifest.Ref{{Namespace: namespace}}})
 	return a.Objects, err
