@@ -36,7 +36,7 @@ func query(q *Query) value {
 				r.limitless = append(r.limitless, *q) // refused if a step uses it
 			}
 			if m := absenceIsZero.FindString(q.QueryTemplate); m != "" && q.passes(0) {
-				r.warnf(r.locate(m, 0, template.node), "leave it away: no data is then inconclusive, not 0",
+				r.warnf(r.locate(m, template.node), "leave it away: no data is then inconclusive, not 0",
 					"%s makes the absence of all data a 0, and 0 passes", m)
 			}
 		})

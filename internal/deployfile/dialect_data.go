@@ -73,7 +73,7 @@ func (r *reader) checkConnection(n *node, d *Database) {
 	}
 	for _, h := range strings.Split(hosts, ",") {
 		if literalAddress(h) {
-			r.errorf(r.locate(h, 0, n), fmt.Sprintf("name the Service of %s instead, so that a check of a twin cannot reach production", d.Workload),
+			r.errorf(r.locate(h, n), fmt.Sprintf("name the Service of %s instead, so that a check of a twin cannot reach production", d.Workload),
 				"the connection of database %s goes to the literal address %s", d.Name, h)
 		}
 	}

@@ -111,7 +111,7 @@ func (s *source) errorf(at Pos, suggestion, format string, args ...any) {
 // parse parses the lines. A template that should have been quoted is reported and read as if it had been, so that one
 // run finds all of them.
 func (s *source) parse() *ast.File {
-	const rounds = 20
+	const rounds = 10
 	for range rounds {
 		file, err := parseYAML(strings.Join(s.lines, "\n"))
 		if err == nil {

@@ -37,47 +37,41 @@ func armoryVariables(in templateKind) []string {
 	}
 }
 
-// variable is one tag in a value.
+// variable is a tag in a value.
 type variable struct {
 	name string
 	tag  string // as it is written
-	nth  int    // how many times the same tag came before
 }
 
 var variableTag = regexp.MustCompile(`\{\{\{?\s*&?\s*([^{}]*?)\s*\}?\}\}`)
 
-// variables returns the tags of a scalar.
+// variables returns the tags of a scalar, each once.
 func variables(s string) []variable {
 	var out []variable
-	seen := map[string]int{}
+	seen := map[string]bool{}
 	for _, m := range variableTag.FindAllStringSubmatch(s, -1) {
-		out = append(out, variable{name: m[1], tag: m[0], nth: seen[m[0]]})
-		seen[m[0]]++
+		if !seen[m[0]] {
+			seen[m[0]] = true
+			out = append(out, variable{name: m[1], tag: m[0]})
+		}
 	}
 	return out
 }
 
-// locate finds the place of the nth occurrence of a part of a value, counted from 0; where it cannot be found, as in an
-// alias, that is the place of the value.
-func (r *reader) locate(part string, nth int, n *node) Pos {
+// locate finds the place where a part of a value stands first; where it cannot be found, as in an alias, that is the place
+// of the value.
+func (r *reader) locate(part string, n *node) Pos {
 	const most = 1000
 	for l := n.at.Line; l >= 1 && l <= min(len(r.lines), n.at.Line+most); l++ {
-		line := []rune(r.lines[l-1])
-		from := 0
+		line, from := r.lines[l-1], 0
 		if l == n.at.Line {
-			from = min(n.at.Column-1, len(line))
+			for range n.at.Column - 1 {
+				_, size := utf8.DecodeRuneInString(line[from:])
+				from += size
+			}
 		}
-		for rest := string(line[from:]); ; nth-- {
-			i := strings.Index(rest, part)
-			if i < 0 {
-				break
-			}
-			from += utf8.RuneCountInString(rest[:i])
-			if nth == 0 {
-				return Pos{l, from + 1}
-			}
-			from += utf8.RuneCountInString(part)
-			rest = rest[i+len(part):]
+		if i := strings.Index(line[from:], part); i >= 0 {
+			return Pos{l, utf8.RuneCountInString(line[:from+i]) + 1}
 		}
 	}
 	return n.at
@@ -88,7 +82,7 @@ var legacyVariable = regexp.MustCompile(`\$\{[A-Za-z][\w.-]*\}`)
 // checkTemplate warns of variables that render empty.
 func (r *reader) checkTemplate(n *node, in templateKind) {
 	for _, m := range legacyVariable.FindAllString(n.text, -1) {
-		r.warnf(r.locate(m, 0, n), "write {{"+m[2:len(m)-1]+"}}", "%s is not substituted: that spelling ended in 2022", m)
+		r.warnf(r.locate(m, n), "write {{"+m[2:len(m)-1]+"}}", "%s is not substituted: that spelling ended in 2022", m)
 	}
 	for _, v := range variables(n.text) {
 		if r.full() {
@@ -98,15 +92,15 @@ func (r *reader) checkTemplate(n *node, in templateKind) {
 		switch {
 		case dotted && space == "secrets" && rest != "":
 		case in == inConnection:
-			r.errorf(r.locate(v.tag, v.nth, n), "only {{secrets.…}} may stand in a connection", "{{%s}} means nothing in a connection", v.name)
+			r.errorf(r.locate(v.tag, n), "only {{secrets.…}} may stand in a connection", "{{%s}} means nothing in a connection", v.name)
 		case dotted && space == "context" && rest != "":
 		case dotted && space == "armory":
 			known := armoryVariables(in)
 			if !slices.Contains(known, rest) && !(in == inWebhook && strings.HasPrefix(rest, "preview.")) {
-				r.warnf(r.locate(v.tag, v.nth, n), didYouMean(rest, known), "{{%s}} is not known here and becomes empty", v.name)
+				r.warnf(r.locate(v.tag, n), didYouMean(rest, known), "{{%s}} is not known here and becomes empty", v.name)
 			}
 		default:
-			r.warnf(r.locate(v.tag, v.nth, n), "variables begin with armory., context. or secrets.", "{{%s}} is not known and becomes empty", v.name)
+			r.warnf(r.locate(v.tag, n), "variables begin with armory., context. or secrets.", "{{%s}} is not known and becomes empty", v.name)
 		}
 	}
 }
@@ -121,9 +115,9 @@ func (r *reader) checkPlain(n *node) {
 			return
 		}
 		if name, ok := strings.CutPrefix(v.name, "secrets."); ok {
-			r.secrets = append(r.secrets, Substitution{Pos: r.locate(v.tag, v.nth, n), Field: n.label, Name: name})
+			r.secrets = append(r.secrets, Substitution{Pos: r.locate(v.tag, n), Field: n.label, Name: name})
 			continue
 		}
-		r.warnf(r.locate(v.tag, v.nth, n), "", "{{%s}} is not substituted in %s: variables belong in webhooks and queries", v.name, n.label)
+		r.warnf(r.locate(v.tag, n), "", "{{%s}} is not substituted in %s: variables belong in webhooks and queries", v.name, n.label)
 	}
 }
