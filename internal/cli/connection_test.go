@@ -52,9 +52,9 @@ func TestDatabaseOfAConnection(t *testing.T) {
 
 func TestNarrow(t *testing.T) {
 	c := narrow(database.Catalog{
-		Databases:     []string{"other", "shop", "shop2"},
-		Relations:     []database.Relation{{Name: database.Name{Database: "shop", Relation: "orders"}}, {Name: database.Name{Database: "shop2", Relation: "orders"}}},
-		Objects:       []database.Object{{Kind: "index", Name: "by_day on shop.orders"}, {Kind: "index", Name: "by_day on shop2.orders"}, {Kind: "view", Name: "shop.recent"},
+		Databases: []string{"other", "shop", "shop2"},
+		Relations: []database.Relation{{Name: database.Name{Database: "shop", Relation: "orders"}}, {Name: database.Name{Database: "shop2", Relation: "orders"}}},
+		Objects: []database.Object{{Kind: "index", Name: "by_day on shop.orders"}, {Kind: "index", Name: "by_day on shop2.orders"}, {Kind: "view", Name: "shop.recent"},
 			{Kind: "view", Name: "shop2.recent"}, {Kind: "user", Name: "alice on shop"}},
 		NotComparable: []database.Finding{{Object: "users"}, {Object: "view shop.v"}},
 	}, "shop")

@@ -34,7 +34,7 @@ func (a *app) follow(ctx context.Context, client *server.Client, id string) erro
 	} else {
 		fmt.Fprintf(a.out, "[%s] Deployment %s completed with status: %s\n", stamp(), id, word(v.last))
 		if v.last.Status.Reason != "" && v.last.Status.State != delivery.Succeeded {
-			fmt.Fprintf(a.out, "  %s\n", v.last.Status.Reason)
+			fmt.Fprintf(a.out, "  %s\n", oneLine(v.last.Status.Reason))
 		}
 	}
 	if err == nil && v.last.Status.State != delivery.Succeeded {

@@ -201,7 +201,7 @@ func writeStatus(w io.Writer, d store.Delivery) error {
 	}
 	fmt.Fprintf(&b, "application: %s, started: %s\nstatus: %s\n", s.Application, started, s.Status)
 	if s.Reason != "" {
-		fmt.Fprintf(&b, "reason: %s\n", s.Reason)
+		fmt.Fprintf(&b, "reason: %s\n", oneLine(s.Reason))
 	}
 	if s.Status == paused {
 		fmt.Fprintf(&b, "no further step starts until: sluice deploy resume %s\n", s.ID)
@@ -231,10 +231,13 @@ func quoted(arg string) string {
 	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }
 
+// oneLine takes the line breaks out of a message: the output of a program may be part of it.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
+
 func stepLine(n plan.Node, st delivery.NodeStatus) string {
 	line := fmt.Sprintf("%s %-40s", mark(st.Phase), n.Title)
 	if st.Message != "" {
-		line += " " + st.Message
+		line += " " + oneLine(st.Message)
 	}
 	line = strings.TrimRight(line, " ")
 	if !st.Started.IsZero() && !st.Ended.IsZero() {
@@ -247,8 +250,16 @@ func stepLine(n plan.Node, st delivery.NodeStatus) string {
 func changed(before, after store.Delivery) []string {
 	var lines []string
 	nodes := slices.Clone(after.Spec.Graph.Nodes)
+	// What has ended comes in the order in which it did, before what that has started.
 	slices.SortStableFunc(nodes, func(x, y plan.Node) int {
-		return after.Status.Nodes[x.Path].Ended.Compare(after.Status.Nodes[y.Path].Ended)
+		a, b := after.Status.Nodes[x.Path].Ended, after.Status.Nodes[y.Path].Ended
+		switch {
+		case a.IsZero() == b.IsZero():
+			return a.Compare(b)
+		case a.IsZero():
+			return 1
+		}
+		return -1
 	})
 	for _, n := range nodes {
 		b, a := before.Status.Nodes[n.Path], after.Status.Nodes[n.Path]

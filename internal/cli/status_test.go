@@ -156,8 +156,8 @@ func TestView(t *testing.T) {
 		v.end()
 		return b.String()
 	}
-	first := "12:00:00 staging: ● apply 1 Service\n12:00:00 staging: ✔ pause 5s                                 waited 5s (5s)\n"
-	then := "12:00:00 staging: ● promote the canary\n12:00:00 staging: ✔ apply 1 Service                          1 objects are ready (1.5s)\n"
+	first := "12:00:00 staging: ✔ pause 5s                                 waited 5s (5s)\n12:00:00 staging: ● apply 1 Service\n"
+	then := "12:00:00 staging: ✔ apply 1 Service                          1 objects are ready (1.5s)\n12:00:00 staging: ● promote the canary\n"
 	if got, want := show(0), first+"12:00:00 staging/deploy/apply: 1 of 3 ready\n"+then; got != want {
 		t.Errorf("in a log it is\n%s\nnot\n%s", got, want)
 	}
