@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -293,5 +294,56 @@ func TestJournal(t *testing.T) {
 	}
 	if kinds[0] != "created" || !slices.Contains(kinds, "intent") || !slices.Contains(kinds, "outcome") {
 		t.Errorf("%v", kinds)
+	}
+}
+
+// TestPromptness approves one step after another. Nothing is polled: from a decision to the start of the next step it
+// takes as long as two commits. (The bound of the 99th percentile is the benchmark's; here a busy machine counts.)
+func TestPromptness(t *testing.T) {
+	c, _ := inProcess(t, server.Options{})
+	const steps = 40
+	var nodes []plan.Node
+	for i := range steps {
+		after := []string{"s" + strconv.Itoa(i-1)}
+		if i == 0 {
+			after = nil
+		}
+		nodes = append(nodes, node(t, "s"+strconv.Itoa(i), plan.KindApproval, plan.ApprovalArgs{}, after...))
+	}
+	start(t, c, spec("one", nodes...))
+	approved := 0
+	ctx := limited(t)
+	if err := c.Watch(ctx, "one", func(e server.Event) {
+		path := "s" + strconv.Itoa(approved)
+		if e.Delivery != nil && approved < steps && waits(path)(*e.Delivery) {
+			approved++
+			if _, err := c.Signal(ctx, "one", delivery.Signal{Key: "approve/" + path, Kind: delivery.Approve, Path: path}); err != nil {
+				t.Error(err)
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	records, err := c.Journal(ctx, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	decided := map[string]time.Time{}
+	var took []time.Duration
+	for _, r := range records {
+		var i int
+		if r.Kind == "signal" {
+			decided[r.Path] = r.At
+		} else if n, _ := fmt.Sscanf(r.Path, "s%d", &i); n == 1 && i > 0 && r.Kind == "intent" && r.Entry == 1 {
+			took = append(took, r.At.Sub(decided["s"+strconv.Itoa(i-1)]))
+		}
+	}
+	if len(took) != steps-1 {
+		t.Fatalf("%d of %d steps followed a decision", len(took), steps-1)
+	}
+	slices.Sort(took)
+	t.Logf("from a decision to the next step: median %s, slowest %s", took[len(took)/2], took[len(took)-1])
+	if took[len(took)/2] > 50*time.Millisecond {
+		t.Errorf("the median is %s", took[len(took)/2])
 	}
 }

@@ -60,10 +60,17 @@ func (m *meters) handler() http.Handler {
 
 func (m *meters) callback(result string) { m.callbacks.WithLabelValues(result).Inc() }
 
+// bodyWithin is how long a request's body may take.
+const bodyWithin = time.Minute
+
 // measured counts requests by the pattern that they matched: a path would grow with the deliveries.
 func (m *meters) measured(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := &recorder{ResponseWriter: w, code: http.StatusOK}
+		if r.Method == http.MethodPost {
+			// Nobody holds a connection by sending a body without end. Where a connection has no deadlines it has none.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyWithin))
+		}
 		mux.ServeHTTP(rec, r)
 		route := r.Pattern
 		if route == "" {

@@ -496,6 +496,13 @@ func (n *node) exposeService(c call) (answer, error) {
 }
 
 func (n *node) images(c call) (answer, error) {
+	known := true
+	for name, command := range c.Images {
+		known = known && slices.Equal(n.state.Images[name], command)
+	}
+	if known {
+		return answer{}, nil
+	}
 	maps.Copy(n.state.Images, c.Images)
 	return answer{}, n.keep()
 }

@@ -201,7 +201,9 @@ func (n *node) serve(ctx context.Context) error {
 
 // shutdown ends every process.
 func (n *node) shutdown() {
-	n.stop()
+	n.mu.Lock()
+	n.stop() // with the lock held: whatever is started has been counted, or is not started any more
+	n.mu.Unlock()
 	n.wg.Wait()
 	n.mu.Lock()
 	defer n.mu.Unlock()
