@@ -3,6 +3,7 @@ package mongodb
 import (
 	"bufio"
 	"context"
+	"database/sql"
 	"fmt"
 	"io"
 	"os"
@@ -21,10 +22,22 @@ import (
 	"github.com/sluice-cd/sluice/internal/database/databasetest"
 )
 
-const helperWord = "quiesce-helper"
+// What the test's binary does beside testing: it is the helper that holds writers, as Sluice's own binary is, and a
+// program that knows nothing of FerretDB and makes SQLite checkpoint a file.
+const (
+	helperWord     = "quiesce-helper"
+	checkpointWord = "checkpoint"
+)
 
-// TestMain is also the helper that holds writers, as Sluice's own binary is.
+// TestMain runs the tests, or what the words above say.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == checkpointWord {
+		if err := checkpointFile(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 1 && os.Args[1] == helperWord {
 		if err := Helper(context.Background(), os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -33,6 +46,16 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(m.Run())
+}
+
+func checkpointFile(path, mode string) error {
+	db, err := sql.Open("sqlite", "file:"+path+"?mode=rw")
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var busy, log, moved int
+	return db.QueryRow("PRAGMA wal_checkpoint("+mode+")").Scan(&busy, &log, &moved)
 }
 
 // newEngine returns the engine with the test's own binary as its helper.

@@ -195,8 +195,8 @@ func rareType(t bson.Type) string {
 	return t.String()
 }
 
-// point returns the _id of a key as the server can be asked for it by its index, where that is possible. FerretDB
-// looks up strings and ObjectIDs by index; anything else makes it read the whole collection.
+// point returns the _id of a key as the server can be asked for it, where that is possible. FerretDB looks for strings
+// and ObjectIDs in its storage; for anything else it decodes the whole collection.
 func (s *server) point(key []byte) (any, bool) {
 	values, ok := database.KeyValues(key)
 	if !ok || len(values) != 1 {
