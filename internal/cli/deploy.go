@@ -23,8 +23,8 @@ import (
 
 func (a *app) deploy() *cobra.Command {
 	c := &cobra.Command{Use: "deploy", Short: "Start deliveries and decide what becomes of them"}
-	c.AddCommand(a.start(), a.redeploy(), a.status(), a.watch(), a.logs(), a.list())
-	c.AddCommand(
+	c.AddCommand(a.start(), a.list())
+	byID := []*cobra.Command{a.redeploy(), a.status(), a.watch(), a.logs(), a.acknowledge(),
 		a.decide("approve ID [STEP]", "Approve a step that waits for approval", delivery.Approve, stepArg),
 		a.decide("reject ID [STEP]", "Reject a step that waits for approval", delivery.Reject, stepArg),
 		a.decide("pause ID", "Start no further steps", delivery.Pause, noArg),
@@ -33,9 +33,34 @@ func (a *app) deploy() *cobra.Command {
 		a.decide("rollback ID [TARGET]", "Take a target back to the version before", delivery.Rollback, targetArg),
 		a.decide("promote ID [TARGET]", "Skip what is left of a canary and promote it", delivery.Promote, targetArg),
 		a.decide("retry ID", "Try a failed undo again", delivery.Retry, noArg),
-		a.acknowledge(),
-	)
+	}
+	for _, sub := range byID {
+		sub.ValidArgsFunction = a.completeID
+	}
+	c.AddCommand(byID...)
 	return c
+}
+
+// completeID offers the deliveries of a server that runs, newest first. It starts none.
+func (a *app) completeID(c *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	const none = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+	dir, err := a.dataDir()
+	if err != nil || len(args) > 0 {
+		return nil, none
+	}
+	client, err := server.Connect(c.Context(), dir)
+	if err != nil {
+		return nil, none
+	}
+	all, err := client.List(c.Context())
+	if err != nil {
+		return nil, none
+	}
+	var out []cobra.Completion
+	for _, d := range all {
+		out = append(out, cobra.CompletionWithDesc(d.Spec.ID, d.Spec.Application+", "+word(d)))
+	}
+	return out, none
 }
 
 // dataDir is where deliveries are kept.
@@ -126,6 +151,9 @@ Exit code: 0 started (with --watch: Succeeded), 1 anything failed, 3 a delivery 
 			if err != nil {
 				return err
 			}
+			if err := a.prepared(c.Context(), spec); err != nil {
+				return err
+			}
 			return a.begin(c.Context(), spec, f)
 		},
 	}
@@ -134,6 +162,26 @@ Exit code: 0 started (with --watch: Succeeded), 1 anything failed, 3 a delivery 
 	c.Flags().BoolVarP(&f.watch, "watch", "w", false, "watch until it has ended")
 	c.Flags().DurationVar(&f.timeout, "timeout", 0, "with --watch: give up watching after this `time`; the delivery goes on")
 	return c
+}
+
+// prepared refuses a delivery for which something is not configured, before it begins. A server that runs already may
+// know more than the configuration that is seen from here: then it is a warning.
+func (a *app) prepared(ctx context.Context, spec delivery.Spec) error {
+	lacks, err := a.unready(spec.Graph)
+	if err != nil || len(lacks) == 0 {
+		return err
+	}
+	dir, err := a.dataDir()
+	if err != nil {
+		return err
+	}
+	if _, err := server.Connect(ctx, dir); fault.Is(err, fault.NotFound) {
+		return fault.Newf(fault.Invalid, "%s cannot be delivered yet: %w", spec.Application, errors.Join(lacks...))
+	}
+	for _, l := range lacks {
+		fmt.Fprintln(a.errs, "warning: unless the server is configured otherwise:", l)
+	}
+	return nil
 }
 
 func (a *app) begin(ctx context.Context, spec delivery.Spec, f startFlags) error {
