@@ -97,11 +97,16 @@ func viewOf(s delivery.Spec) planView {
 	return v
 }
 
-// consequence says what a failure in a phase means.
-var consequence = map[plan.Phase]string{
-	plan.Before: "if one fails, %s is not changed",
-	plan.Deploy: "if one fails, what was begun here is undone, last first",
-	plan.After:  "if one fails, %s keeps the new version and what depends on it is cancelled",
+// consequence says what a failure in a phase of a target means.
+func consequence(ph plan.Phase, target string) string {
+	switch ph {
+	case plan.Before:
+		return "if one fails, " + target + " is not changed"
+	case plan.After:
+		return "if one fails, " + target + " keeps the new version and what depends on it is cancelled"
+	default:
+		return "if one fails, what was begun here is undone, last first"
+	}
 }
 
 // writePlan prints the graph for people. Steps have numbers, by which the others name them.
@@ -127,11 +132,7 @@ func writePlan(w io.Writer, s delivery.Spec) error {
 			}
 			if n.Phase != ph {
 				ph = n.Phase
-				text := consequence[ph]
-				if strings.Contains(text, "%s") {
-					text = fmt.Sprintf(text, t.Name)
-				}
-				p.line("  %s: %s", ph, text)
+				p.line("  %s: %s", ph, consequence(ph, t.Name))
 			}
 			p.step(n)
 		}
@@ -156,19 +157,21 @@ type planWriter struct {
 
 func (p *planWriter) line(format string, args ...any) {
 	if p.err == nil {
-		_, p.err = fmt.Fprintln(p.w, strings.TrimRight(shorter.Replace(fmt.Sprintf(format, args...)), " "))
+		_, p.err = fmt.Fprintln(p.w, strings.TrimRight(shorter(fmt.Sprintf(format, args...)), " "))
 	}
 }
 
 // shorter writes durations as people do: 30m and not 30m0s.
-var shorter = strings.NewReplacer("h0m0s", "h", "m0s", "m")
+func shorter(text string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(text, "h0m0s", "h"), "m0s", "m")
+}
 
 // pair writes a name and its text, the text in lines of its own column.
 func (p *planWriter) pair(name, text string) {
 	if text == "" {
 		return
 	}
-	for _, l := range wrap(shorter.Replace(text), planWidth) {
+	for _, l := range wrap(shorter(text), planWidth) {
 		p.line("         %-10s %s", name, l)
 		name = ""
 	}

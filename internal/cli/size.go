@@ -9,12 +9,17 @@ import (
 // size is a number of bytes as people write it: 64MiB, 1GiB, 500000.
 type size int64
 
-// units are the endings of sizes, longest first where one ends another.
-var units = []struct {
+// unit is an ending of sizes.
+type unit struct {
 	name  string
 	bytes int64
-}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1000}, {"MB", 1000 * 1000}, {"GB", 1000 * 1000 * 1000},
-	{"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"B", 1}}
+}
+
+// units are the endings, longer ones before those that they end with.
+func units() []unit {
+	return []unit{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1000}, {"MB", 1000 * 1000}, {"GB", 1000 * 1000 * 1000},
+		{"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"B", 1}}
+}
 
 // String implements pflag.Value.
 func (s *size) String() string {
@@ -30,7 +35,7 @@ func (*size) Type() string { return "size" }
 // Set implements pflag.Value.
 func (s *size) Set(text string) error {
 	number, bytes := strings.TrimSpace(text), int64(1)
-	for _, u := range units {
+	for _, u := range units() {
 		if len(number) > len(u.name) && strings.EqualFold(number[len(number)-len(u.name):], u.name) {
 			number, bytes = strings.TrimSpace(number[:len(number)-len(u.name)]), u.bytes
 			break

@@ -120,8 +120,9 @@ func stepWord(n plan.Node, st delivery.NodeStatus) string {
 		return failed
 	case delivery.StepCancelled, delivery.StepSkipped, delivery.StepUndone:
 		return cancelled
+	default:
+		return notStarted
 	}
-	return notStarted
 }
 
 func targetWord(t delivery.TargetStatus) string {
@@ -132,8 +133,9 @@ func targetWord(t delivery.TargetStatus) string {
 		return running
 	case delivery.RolledBack:
 		return failed
+	default:
+		return strings.ToUpper(string(t.State))
 	}
-	return strings.ToUpper(string(t.State))
 }
 
 func statusOf(d store.Delivery) status {
@@ -188,8 +190,9 @@ func mark(p delivery.Phase) string {
 		return "↩"
 	case delivery.StepCancelled, delivery.StepSkipped:
 		return "–"
+	default:
+		return "○"
 	}
-	return "○"
 }
 
 func writeStatus(w io.Writer, d store.Delivery) error {

@@ -17,9 +17,18 @@ type connection struct {
 	engine string
 }
 
-// engineNames are the engines by the schemes of their URLs.
-var engineNames = map[string]string{"postgres": "postgres", "postgresql": "postgres", "mongodb": "mongodb", "mongodb+srv": "mongodb",
-	"mysql": "mysql", "mariadb": "mysql"}
+// engineName is the engine of a URL's scheme, "" where none is known.
+func engineName(scheme string) string {
+	switch scheme {
+	case "postgres", "postgresql":
+		return "postgres"
+	case "mongodb", "mongodb+srv":
+		return "mongodb"
+	case "mysql", "mariadb":
+		return "mysql"
+	}
+	return ""
+}
 
 // connection reads a connection from an argument: a URL, env:NAME or file:PATH. A password that stands in the argument
 // itself works, and is warned about: everybody on the machine can read the arguments of a process.
@@ -29,7 +38,7 @@ func (a *app) connection(arg string) (connection, error) {
 		return connection{}, &exit{exitUnable, err}
 	}
 	scheme, rest, ok := strings.Cut(value, "://")
-	engine := engineNames[scheme]
+	engine := engineName(scheme)
 	switch {
 	case !ok:
 		// The value is not repeated: what is no URL may still hold a password.

@@ -259,7 +259,7 @@ metricProviders: {prod-prometheus: {url: "http://p:9090"}}
 	if p, err := c.MetricProvider(""); err != nil || p.Name != "prod-prometheus" {
 		t.Error("the only provider:", p, err)
 	}
-	if _, err := c.MetricProvider("prod-promethues"); err == nil || !strings.Contains(err.Error(), "did you mean prod-prometheus?") {
+	if _, err := c.MetricProvider("prod-promethus"); err == nil || !strings.Contains(err.Error(), "did you mean prod-prometheus?") {
 		t.Error("a misspelt provider:", err)
 	}
 	if _, err := Default().MetricProvider(""); err == nil || !strings.Contains(err.Error(), "none is configured: add it under metricProviders:") {

@@ -61,12 +61,15 @@ func remote(path string) error {
 		"put the files beside the deploy file")
 }
 
-// rendered are files that say that a folder has to be rendered before it is a folder of manifests.
-var rendered = map[string]struct{ what, by string }{
-	"kustomization.yaml": {"a kustomization", "kustomize build"},
-	"kustomization.yml":  {"a kustomization", "kustomize build"},
-	"Kustomization":      {"a kustomization", "kustomize build"},
-	"Chart.yaml":         {"a Helm chart", "helm template"},
+// rendering tells whether a file says that its folder has to be rendered before it is a folder of manifests, and by what.
+func rendering(file string) (what, by string, ok bool) {
+	switch file {
+	case "kustomization.yaml", "kustomization.yml", "Kustomization":
+		return "a kustomization", "kustomize build", true
+	case "Chart.yaml":
+		return "a Helm chart", "helm template", true
+	}
+	return "", "", false
 }
 
 // list returns the files of a folder in the order of their names.
@@ -81,9 +84,9 @@ func list(folder string) ([]string, error) {
 		if err != nil {
 			return fmt.Errorf("manifests: %w", err)
 		}
-		if r, ok := rendered[e.Name()]; ok && !e.IsDir() {
-			return fault.WithRemedy(fault.Newf(fault.Invalid, "%s is %s, whose rendering belongs to a cluster build and is not built yet", filepath.Dir(path), r.what),
-				"give the output of %s", r.by)
+		if what, by, ok := rendering(e.Name()); ok && !e.IsDir() {
+			return fault.WithRemedy(fault.Newf(fault.Invalid, "%s is %s, whose rendering belongs to a cluster build and is not built yet", filepath.Dir(path), what),
+				"give the output of %s", by)
 		}
 		ext := filepath.Ext(path)
 		if e.IsDir() || ext != ".yaml" && ext != ".yml" {

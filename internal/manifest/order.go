@@ -6,30 +6,52 @@ import (
 	"github.com/sluice-cd/sluice/internal/fault"
 )
 
-// order is what other objects need first. A kind that is not named comes last: it may be a custom one, whose controller is
-// among the workloads.
-var order = map[string]int{
-	"Namespace":                1,
-	"CustomResourceDefinition": 2,
-	"PriorityClass":            3, "StorageClass": 3, "VolumeSnapshotClass": 3, "ResourceQuota": 3, "LimitRange": 3, "NetworkPolicy": 3,
-	"ServiceAccount": 4,
-	"ClusterRole":    5, "Role": 5,
-	"ClusterRoleBinding": 6, "RoleBinding": 6,
-	"ConfigMap": 7, "Secret": 7,
-	"PersistentVolume":      8,
-	"PersistentVolumeClaim": 9,
-	"Service":               10,
-	"DaemonSet":             11, "Deployment": 11, "StatefulSet": 11, "ReplicaSet": 11, "Pod": 11,
-	"Job": 12, "CronJob": 12,
-}
-
-const last = 13
+// The ranks of kinds: what others need comes first. A kind that is not named comes last: it may be a custom one, whose
+// controller is among the workloads.
+const (
+	namespaces = iota
+	definitions
+	limits
+	accounts
+	roles
+	bindings
+	configuration
+	volumes
+	claims
+	services
+	workloads
+	jobs
+	rest
+)
 
 func rank(o Object) int {
-	if r, ok := order[o.GetKind()]; ok {
-		return r
+	switch o.GetKind() {
+	case "Namespace":
+		return namespaces
+	case "CustomResourceDefinition":
+		return definitions
+	case "PriorityClass", "StorageClass", "VolumeSnapshotClass", "ResourceQuota", "LimitRange", "NetworkPolicy":
+		return limits
+	case "ServiceAccount":
+		return accounts
+	case "ClusterRole", "Role":
+		return roles
+	case "ClusterRoleBinding", "RoleBinding":
+		return bindings
+	case "ConfigMap", "Secret":
+		return configuration
+	case "PersistentVolume":
+		return volumes
+	case "PersistentVolumeClaim":
+		return claims
+	case "Service":
+		return services
+	case "DaemonSet", "Deployment", "StatefulSet", "ReplicaSet", "Pod":
+		return workloads
+	case "Job", "CronJob":
+		return jobs
 	}
-	return last
+	return rest
 }
 
 // Order returns the objects in the order in which they can be applied; those of the same kind stay as they were.
@@ -41,7 +63,7 @@ func Order(objects []Object) []Object {
 
 // Foundation reports whether the object is of a kind that workloads need before they can be made at all, and that holds
 // nothing of their own.
-func (o Object) Foundation() bool { return rank(o) < order["ConfigMap"] }
+func (o Object) Foundation() bool { return rank(o) < configuration }
 
 // Unique refuses two objects of the same name, of which the second would silently win. A namespace that is given is the
 // one to which all of them are applied.
