@@ -78,13 +78,13 @@ func (s *server) databases(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, s.problem(err, "list the databases")
 	}
-	values, err := r.Lookup("databases").Array().Values()
-	if err != nil {
-		return nil, fault.Newf(fault.Invalid, "list the databases: %w", err)
+	values, ok := array(r.Lookup("databases"))
+	if !ok {
+		return nil, fault.Newf(fault.Invalid, "list the databases: the server answered without a list")
 	}
 	var out []string
 	for _, v := range values {
-		name, _ := text(v.Document(), "name")
+		name, _ := text(document(v), "name")
 		if name == "local" || name == "config" || s.only != "" && name != s.only {
 			continue
 		}
@@ -105,7 +105,7 @@ func (s *server) collections(ctx context.Context, db string, c *database.Catalog
 	for _, d := range all {
 		name, _ := text(d, "name")
 		kind, _ := text(d, "type")
-		options, _ := d.Lookup("options").DocumentOK()
+		options := document(d.Lookup("options"))
 		n := database.Name{Database: db, Relation: name}
 		switch {
 		case strings.HasPrefix(name, "system."):
@@ -176,15 +176,15 @@ func (s *server) people(ctx context.Context, c *database.Catalog) error {
 				Message: "listing them needs the role userAdminAnyDatabase"})
 			continue
 		}
-		values, err := r.Lookup(x.attribute).Array().Values()
-		if err != nil {
-			return fault.Newf(fault.Invalid, "list %s: %w", x.attribute, err)
+		values, ok := array(r.Lookup(x.attribute))
+		if !ok {
+			return fault.Newf(fault.Invalid, "list %s: the server answered without a list", x.attribute)
 		}
 		for _, v := range values {
-			name, _ := text(v.Document(), x.name)
-			db, _ := text(v.Document(), "db")
+			name, _ := text(document(v), x.name)
+			db, _ := text(document(v), "db")
 			c.Objects = append(c.Objects, database.Object{Kind: x.kind, Name: name + " on " + db,
-				Attributes: attributes(v.Document(), x.name, "_id", "userId", "credentials", "mechanisms", "isBuiltin")})
+				Attributes: attributes(document(v), x.name, "_id", "userId", "credentials", "mechanisms", "isBuiltin")})
 		}
 	}
 	return nil
@@ -209,7 +209,7 @@ func attributes(d bson.Raw, without ...string) map[string]string {
 			continue
 		}
 		if name == "key" && v.Type == bson.TypeEmbeddedDocument {
-			out[name] = keyText(v.Document())
+			out[name] = keyText(document(v))
 			continue
 		}
 		out[name] = plain(v)

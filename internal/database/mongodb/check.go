@@ -74,7 +74,7 @@ func (s *server) validate(ctx context.Context, n database.Name, d database.Depth
 		return fault.Newf(fault.Invalid, "validate %s: the server answered neither yes nor no", n)
 	}
 	message := "the server calls it invalid"
-	if errors, err := r.Lookup("errors").Array().Values(); err == nil && len(errors) > 0 {
+	if errors, _ := array(r.Lookup("errors")); len(errors) > 0 {
 		message = fmt.Sprintf("%s (%d errors)", plain(errors[0]), len(errors))
 	}
 	found(database.Finding{Object: "relation " + n.String(), Class: classInvalid, Message: message})

@@ -241,7 +241,7 @@ func (b *base) compare(t *testing.T, candidate database.Server, c database.Catal
 func (s *suite) run(t *testing.T, m mutation, seed uint64) {
 	b := s.base(t, m.base)
 	dirs := databasetest.Copy(t, b.dirs)
-	d := &damage{random: rand.New(rand.NewPCG(seed, uint64(m.class))), want: findings{Verdict: string(fingerprint.Equal), Changed: map[string]int64{}, Classes: map[string]found{}}}
+	d := newDamage(seed, m.class)
 	if m.offline != nil {
 		d.ferret = &ferret{dir: dirs[0]}
 		m.offline(t, d)
@@ -251,7 +251,19 @@ func (s *suite) run(t *testing.T, m mutation, seed uint64) {
 		m.damage(t, d)
 	}
 	candidate, catalog := opened(t, d.URL())
-	got := reported(b.compare(t, candidate, catalog, s.seeds[seed]))
+	d.holds(t, seed, b.compare(t, candidate, catalog, s.seeds[seed]))
+	d.Kill(t)
+}
+
+func newDamage(seed uint64, class int) *damage {
+	return &damage{random: rand.New(rand.NewPCG(seed, uint64(class))),
+		want: findings{Verdict: string(fingerprint.Equal), Changed: map[string]int64{}, Classes: map[string]found{}}}
+}
+
+// holds compares what was reported with what was planted.
+func (d *damage) holds(t *testing.T, seed uint64, r *fingerprint.Report) {
+	t.Helper()
+	got := reported(r)
 	for name, f := range got.Classes {
 		if int64(len(f.Keys)) != min(f.Count, keysKept) {
 			t.Errorf("%s: %d of %d keys are shown", name, len(f.Keys), f.Count)
@@ -264,7 +276,6 @@ func (s *suite) run(t *testing.T, m mutation, seed uint64) {
 	if want, got := d.want.text(t), got.text(t); got != want {
 		t.Errorf("seed %d: reported %s\nwant %s", seed, got, want)
 	}
-	d.Kill(t)
 }
 
 // everyday are the classes that are run where there is no time for all: one of each way to plant damage.

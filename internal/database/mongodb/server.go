@@ -190,21 +190,17 @@ func single(command string, r bson.Raw) (string, error) {
 	case "count":
 		return plain(r.Lookup("n")), nil
 	case "distinct":
-		values, err := r.Lookup("values").Array().Values()
-		if err != nil || len(values) != 1 {
+		values, _ := array(r.Lookup("values"))
+		if len(values) != 1 {
 			return none(len(values), "values")
 		}
 		return plain(values[0]), nil
 	}
-	batch, ok := r.Lookup("cursor", "firstBatch").ArrayOK()
-	if !ok {
-		return none(0, "documents")
-	}
-	documents, err := batch.Values()
-	if err != nil || len(documents) != 1 {
+	documents, _ := array(r.Lookup("cursor", "firstBatch"))
+	if len(documents) != 1 {
 		return none(len(documents), "documents")
 	}
-	elements, err := documents[0].Document().Elements()
+	elements, err := document(documents[0]).Elements()
 	if err != nil {
 		return none(0, "fields")
 	}
@@ -230,6 +226,25 @@ func plain(v bson.RawValue) string {
 
 // text returns a string field.
 func text(d bson.Raw, key ...string) (string, bool) { return d.Lookup(key...).StringValueOK() }
+
+// array returns the values of an array; the driver's own way panics where a server answers with something else.
+func array(v bson.RawValue) ([]bson.RawValue, bool) {
+	a, ok := v.ArrayOK()
+	if !ok {
+		return nil, false
+	}
+	values, err := a.Values()
+	return values, err == nil
+}
+
+// document returns a document, or an empty one where a server answers with something else.
+func document(v bson.RawValue) bson.Raw {
+	d, ok := v.DocumentOK()
+	if !ok {
+		return bson.Raw{5, 0, 0, 0, 0}
+	}
+	return d
+}
 
 // number returns a whole number of any type.
 func number(v bson.RawValue) (int64, bool) {
