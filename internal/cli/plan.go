@@ -125,6 +125,9 @@ func writePlan(w io.Writer, s delivery.Spec) error {
 		if len(t.DependsOn) > 0 {
 			p.line("  starts when all of %s has passed", strings.Join(t.DependsOn, " and of "))
 		}
+		for _, n := range t.Notes {
+			p.line("  note: %s", n)
+		}
 		var ph plan.Phase
 		for _, n := range s.Graph.Nodes {
 			if n.Target != t.Name {

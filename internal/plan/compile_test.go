@@ -344,16 +344,23 @@ webhooks: [{name: h, method: GET, uriTemplate: "http://h", networkMode: remoteNe
 	}
 }
 
-// Real queries join on these annotations.
+// Real queries join on these annotations. Which version a pod belongs to is different for each Deployment.
 func TestPodsAreAnnotated(t *testing.T) {
 	a := args[ApplyArgs](t, compile(t, input(t, chain, web)), "dev/deploy/apply")
-	want := map[string]string{"deploy.armory.io/application": "a", "deploy.armory.io/deployment-id": id, "deploy.armory.io/environment": "dev",
-		"deploy.armory.io/replica-set-name": "web-01234567"}
+	want := map[string]string{"deploy.armory.io/application": "a", "deploy.armory.io/deployment-id": id, "deploy.armory.io/environment": "dev"}
 	if !reflect.DeepEqual(a.Annotate, want) {
 		t.Errorf("pods are annotated with %v", a.Annotate)
 	}
-	if got := slices.Sorted(maps.Keys(a.Env)); !reflect.DeepEqual(got, []string{"ARMORY_APPLICATION_NAME", "ARMORY_DEPLOYMENT_ID", "ARMORY_ENVIRONMENT_NAME", "ARMORY_REPLICA_SET_NAME"}) {
+	if got := slices.Sorted(maps.Keys(a.Env)); !reflect.DeepEqual(got, []string{"ARMORY_APPLICATION_NAME", "ARMORY_DEPLOYMENT_ID", "ARMORY_ENVIRONMENT_NAME"}) {
 		t.Errorf("pods get the variables %v", got)
+	}
+	i := slices.IndexFunc(a.Objects, func(o manifest.Object) bool { return o.GetKind() == "Deployment" })
+	template, _, err := a.Objects[i].PodTemplate()
+	if err != nil || template.Annotations["deploy.armory.io/replica-set-name"] != "web-01234567" {
+		t.Errorf("the pods of the Deployment are annotated with %v, %v", template.Annotations, err)
+	}
+	if env := template.Spec.Containers[0].Env; len(env) != 1 || env[0].Name != "ARMORY_REPLICA_SET_NAME" || env[0].Value != "web-01234567" {
+		t.Errorf("the pods of the Deployment get the variables %v", env)
 	}
 }
 
