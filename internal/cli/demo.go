@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +37,10 @@ Exit code 1 where a delivery ended otherwise than it had to.`,
 			}
 			o.Self, o.Out, o.Width = []string{self}, a.out, a.terminal()
 			o.Compile = func(file string) (delivery.Spec, error) { return Compile(a.errs, file) }
-			return demo.Run(c.Context(), o)
+			// A terminal that is closed must not leave a node and a server behind.
+			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGHUP)
+			defer stop()
+			return demo.Run(ctx, o)
 		},
 	}
 	c.Flags().BoolVar(&o.Keep, "keep", false, "leave everything running at the end, until Ctrl-C")

@@ -19,32 +19,43 @@ import (
 
 // Options say how the demo runs.
 type Options struct {
-	Self    []string // the command of Sluice itself, which runs the server and the node
-	Dir     string   // where everything is kept; "" makes a temporary directory, which is removed at a good end
-	Seed    uint64   // chooses the orders that the first delivery damages
-	Orders  int      // of the shop when it opens; 0 is DefaultOrders
-	Keep    bool     // leave everything running at the end until ctx ends
-	Out     io.Writer
-	Width   int                                            // of the terminal behind Out, 0 where it is none
-	Compile func(deployFile string) (delivery.Spec, error) // makes a delivery of a deploy file
+	Self     []string      // the command of Sluice itself, which runs the server and the node
+	Dir      string        // where everything is kept; "" makes a temporary directory, which is removed at a good end
+	Seed     uint64        // chooses the orders that the first delivery damages
+	Orders   int           // of the shop when it opens; 0 is DefaultOrders
+	Patience time.Duration // how long one delivery may take; 0 is DefaultPatience
+	Keep     bool          // leave everything running at the end until ctx ends
+	Out      io.Writer
+	Width    int                                            // of the terminal behind Out, 0 where it is none
+	Compile  func(deployFile string) (delivery.Spec, error) // makes a delivery of a deploy file
 }
 
-// DefaultOrders is how many orders the shop has when it opens.
-const DefaultOrders = 10_000
+// What holds where the options do not say.
+const (
+	DefaultOrders   = 10_000 // of the shop when it opens
+	DefaultPatience = 5 * time.Minute
+)
+
+func (o *Options) complete() {
+	if o.Orders == 0 {
+		o.Orders = DefaultOrders
+	}
+	if o.Patience == 0 {
+		o.Patience = DefaultPatience
+	}
+}
 
 // Run plays the demo. The error says which delivery ended otherwise than it had to; everything that was started has ended
 // when Run returns, whatever happened.
 func Run(ctx context.Context, o Options) (err error) {
-	if o.Orders == 0 {
-		o.Orders = DefaultOrders
-	}
+	o.complete()
 	programs, err := companions()
 	if err != nil {
 		return err
 	}
 	made := o.Dir == ""
 	if o.Dir, err = directory(o.Dir); err != nil {
-		return fmt.Errorf("make a directory: %w", err)
+		return fmt.Errorf("the directory of the demo: %w", err)
 	}
 	v := &view{out: o.Out, width: o.Width}
 	st := &stage{o: o, programs: programs, view: v}
@@ -54,10 +65,10 @@ func Run(ctx context.Context, o Options) (err error) {
 			err = e
 		}
 		switch {
+		case made && (err == nil || ctx.Err() != nil):
+			err = errors.Join(err, os.RemoveAll(o.Dir))
 		case err != nil:
 			v.say("Logs and reports are in %s.", o.Dir)
-		case made:
-			err = os.RemoveAll(o.Dir)
 		}
 	}()
 	if err := st.start(ctx); err != nil {
@@ -75,7 +86,13 @@ func directory(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return name, os.MkdirAll(name, 0o700)
+	if err := os.MkdirAll(name, 0o700); err != nil {
+		return "", err
+	}
+	if there, err := os.ReadDir(name); err != nil || len(there) > 0 {
+		return "", errors.Join(err, fault.WithRemedy(fault.Newf(fault.Conflict, "%s is not empty", name), "name a directory that does not exist"))
+	}
+	return name, nil
 }
 
 // play runs the acts and sums them up.

@@ -38,6 +38,16 @@ func TestMain(m *testing.M) {
 // long reports whether the tests that take minutes are to run.
 func long() bool { return os.Getenv("SLUICE_LONG") != "" }
 
+func takesMinutes(t *testing.T) {
+	t.Helper()
+	if !long() {
+		if os.Getenv("CI") != "" {
+			t.Fatal("SLUICE_LONG=1 is not set: CI runs the long tests, too")
+		}
+		t.Skip("NOT TESTED: this takes minutes; SLUICE_LONG=1 runs it")
+	}
+}
+
 // options are a demo that this test program carries out, in a directory short enough for sockets.
 func options(t *testing.T, targets ...string) demo.Options {
 	t.Helper()
@@ -57,6 +67,7 @@ func options(t *testing.T, targets ...string) demo.Options {
 	if err != nil {
 		t.Fatal(err)
 	}
+	dir = filepath.Join(dir, "d")
 	t.Cleanup(func() {
 		if left := processes(t, dir); len(left) > 0 {
 			t.Errorf("still running: %q", left)
@@ -65,7 +76,7 @@ func options(t *testing.T, targets ...string) demo.Options {
 			t.Log("logs are in", dir)
 			return
 		}
-		os.RemoveAll(dir)
+		os.RemoveAll(filepath.Dir(dir))
 	})
 	return demo.Options{Self: []string{self}, Dir: dir, Seed: 5, Out: &screen{}, Compile: func(file string) (delivery.Spec, error) {
 		return cli.Compile(os.Stderr, file, targets...)
@@ -159,9 +170,7 @@ func TestGate(t *testing.T) {
 
 // TestDemo plays all three acts.
 func TestDemo(t *testing.T) {
-	if !long() {
-		t.Skip("NOT TESTED: the whole demo takes a minute; SLUICE_LONG=1 runs it")
-	}
+	takesMinutes(t)
 	o := options(t)
 	if err := demo.Run(t.Context(), o); err != nil {
 		t.Errorf("%v\n%s", err, o.Out)
@@ -194,6 +203,24 @@ func TestInterrupted(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	// The clean-up of options looks for processes that were left.
+}
+
+// TestDirectoryInUse leaves what is in a directory alone.
+func TestDirectoryInUse(t *testing.T) {
+	o := options(t)
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(o.Dir, "mine")
+	if err := os.WriteFile(mine, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := demo.Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "is not empty") {
+		t.Errorf("%v", err)
+	}
+	if there, err := os.ReadDir(o.Dir); err != nil || len(there) != 1 {
+		t.Errorf("%v, %v", there, err)
+	}
 }
 
 // TestCompanionsMissing says which programs are needed, and how to get them.

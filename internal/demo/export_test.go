@@ -17,6 +17,7 @@ func Gate(ctx context.Context, o Options, seeds []uint64, each func(seed uint64,
 	if err != nil {
 		return err
 	}
+	o.complete()
 	o.Out = io.Discard
 	st := &stage{o: o, programs: programs, view: &view{out: o.Out}}
 	defer func() { err = errors.Join(err, st.stop(context.WithoutCancel(ctx))) }()

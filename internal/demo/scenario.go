@@ -122,16 +122,13 @@ func kept(r result) error {
 	return nil
 }
 
-// deliverWithin is how long one delivery may take.
-const deliverWithin = 5 * time.Minute
-
 // deliver hands the delivery to the server, and shows it until it has ended. Nobody is there to decide anything, so a
 // step that waits for a person is an error.
 func (st *stage) deliver(ctx context.Context, spec delivery.Spec, r *result) error {
 	if err := st.server.Start(ctx, spec); err != nil {
 		return err
 	}
-	within, cancel := context.WithTimeout(ctx, deliverWithin)
+	within, cancel := context.WithTimeout(ctx, st.o.Patience)
 	defer cancel()
 	var stuck error
 	err := st.server.Watch(within, spec.ID, func(e server.Event) {
@@ -151,7 +148,7 @@ func (st *stage) deliver(ctx context.Context, spec delivery.Spec, r *result) err
 		return stuck
 	}
 	if err != nil && ctx.Err() == nil && within.Err() != nil {
-		return fmt.Errorf("the delivery has not ended within %s", deliverWithin)
+		return fmt.Errorf("the delivery has not ended within %s", st.o.Patience)
 	}
 	return err
 }
@@ -238,7 +235,7 @@ func stopped(_ context.Context, st *stage, r *result) error {
 		return err
 	}
 	st.view.mark(good, "These are the %d differences that the migration has made, and nothing else: only now its own list was opened to compare.", len(done))
-	r.ended, r.because = "stopped at the gate", fmt.Sprintf("%d differences, each named", len(all))
+	r.ended, r.because = "stopped at the gate", fmt.Sprintf("%d differences between control and candidate in staging, each of them named; production was not touched", len(all))
 	return errors.Join(r.state(delivery.Failed), r.ran(before), r.served())
 }
 
@@ -260,7 +257,8 @@ func rolledBack(_ context.Context, st *stage, r *result) error {
 		return errors.New("nothing was ordered between the opening and the way back")
 	}
 	st.view.mark(good, "%d orders were acknowledged on the new version before it went back. They are all there, read by the old one.", meanwhile)
-	r.ended, r.because = "rolled back, both", fmt.Sprintf("%d requests failed in the canary", r.traffic.failed())
+	r.ended = "rolled back, both"
+	r.because = fmt.Sprintf("%d requests failed, all in the canary; %d orders came back with the database", r.traffic.failed(), meanwhile)
 	others := r.traffic.failed() - r.traffic.Failed["2-rc1"]
 	if others > 0 {
 		return fmt.Errorf("%d requests failed that the faulty release did not answer, such as %s", others, r.traffic.Why)
@@ -281,7 +279,7 @@ func promoted(_ context.Context, st *stage, r *result) error {
 	if err := r.state(delivery.Succeeded); err != nil {
 		return err
 	}
-	r.ended, r.because = "promoted", "every gate passed"
+	r.ended, r.because = "promoted", "every gate passed, and the canary was no worse than stable"
 	st.view.evidence(r.delivery)
 	return errors.Join(r.ran(release{database: newDatabase, shop: shop2}), r.served())
 }

@@ -240,14 +240,14 @@ func short(root string) string {
 // table sums the deliveries up.
 func (v *view) table(all []result) {
 	v.title("What became of them")
-	rows := [][]string{{"delivery", "ended", "because", "requests", "failed", "longest wait", "ledger", "took"}}
+	rows := [][]string{{"", "ended", "requests", "failed", "longest wait", "in the ledger", "lost", "took"}}
 	for i, r := range all {
 		sign := good
 		if len(r.wrong) > 0 {
 			sign = bad
 		}
-		rows = append(rows, []string{fmt.Sprintf("%s %d %s", sign, i+1, r.act.short), r.ended, r.because, grouped(r.traffic.Requests),
-			grouped(r.traffic.failed()), rounded(r.traffic.Worst), fmt.Sprintf("%s, %d lost", grouped(r.checked.Acknowledged), r.checked.lost()), rounded(r.took)})
+		rows = append(rows, []string{fmt.Sprintf("%s %d %s", sign, i+1, r.act.short), r.ended, grouped(r.traffic.Requests), grouped(r.traffic.failed()),
+			rounded(r.traffic.Worst), grouped(r.checked.Acknowledged), grouped(r.checked.lost()), rounded(r.took)})
 	}
 	widths := make([]int, len(rows[0]))
 	for _, r := range rows {
@@ -255,12 +255,15 @@ func (v *view) table(all []result) {
 			widths[i] = max(widths[i], len([]rune(c)))
 		}
 	}
-	for _, r := range rows {
+	for n, r := range rows {
 		line := "  "
 		for i, c := range r {
 			line += c + strings.Repeat(" ", widths[i]-len([]rune(c))+2)
 		}
 		v.line(line)
+		if n > 0 && all[n-1].because != "" {
+			v.line("      " + all[n-1].because)
+		}
 	}
 	v.gap()
 }
