@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,8 +12,12 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform/local"
 	"github.com/sluice-cd/sluice/internal/server"
 )
@@ -19,6 +25,14 @@ import (
 // TestServerScripts runs testdata/server/*.txtar: deliveries on the local platform, carried out by a server that the
 // first command starts. Both are ended with the script.
 func TestServerScripts(t *testing.T) {
+	companions := os.Getenv("SLUICE_COMPANIONS")
+	if companions == "" {
+		companions = "../../bin"
+	}
+	companions, err := filepath.Abs(companions)
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/server",
 		UpdateScripts:       *update,
@@ -26,6 +40,7 @@ func TestServerScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			clean(e)
+			e.Setenv("SLUICE_COMPANIONS", companions)
 			data := e.Getenv("SLUICE_DATA")
 			e.Defer(func() {
 				if err := end(data); err != nil {
@@ -34,7 +49,17 @@ func TestServerScripts(t *testing.T) {
 			})
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "grab": grab, "eventually": eventually},
+		Condition: func(name string) (bool, error) {
+			if name != "companion" {
+				return false, fmt.Errorf("condition %q is not known", name)
+			}
+			_, err := os.Stat(filepath.Join(companions, "ferretdb-b"))
+			if err != nil && os.Getenv("CI") != "" {
+				return false, err
+			}
+			return err == nil, nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "grab": grab, "eventually": eventually, "insert": insert},
 	})
 }
 
@@ -93,4 +118,31 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		case <-tick.C:
 		}
 	}
+}
+
+// service dials a Service of the script's local account, whatever the address.
+type service struct {
+	platform *local.Platform
+	ref      manifest.Ref
+}
+
+// DialContext implements options.ContextDialer.
+func (s service) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	return s.platform.Dial(ctx, s.ref, "")
+}
+
+// insert writes a document into a database that runs in the script's local account: insert NAMESPACE SERVICE DATABASE.
+func insert(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: insert NAMESPACE SERVICE DATABASE")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	p, err := local.Connect(ctx, local.Config{Dir: filepath.Join(ts.Getenv("SLUICE_DATA"), "accounts", "local"), Account: "local"})
+	ts.Check(err)
+	to := service{p, manifest.Ref{Kind: "Service", Namespace: args[0], Name: args[1]}}
+	c, err := mongo.Connect(options.Client().ApplyURI("mongodb://" + args[1] + "/").SetDialer(to))
+	ts.Check(err)
+	_, err = c.Database(args[2]).Collection("orders").InsertOne(ctx, bson.D{{Key: "_id", Value: 1}})
+	ts.Check(errors.Join(err, c.Disconnect(ctx)))
 }
