@@ -128,6 +128,9 @@ func writePlan(w io.Writer, s delivery.Spec) error {
 		for _, n := range t.Notes {
 			p.line("  note: %s", n)
 		}
+		for _, n := range t.Notes {
+			p.line("  note: %s", n)
+		}
 		var ph plan.Phase
 		for _, n := range s.Graph.Nodes {
 			if n.Target != t.Name {

@@ -100,7 +100,7 @@ func TestWebhooks(t *testing.T) { // 1.8
 func TestTrafficManagement(t *testing.T) { // 1.9
 	with := func(s string) string { return base + "trafficManagement: " + s + "\n" }
 	first := func(f *File) any { return f.TrafficManagement[0] }
-	const note = "note: for clusters"
+	const note = "note: needs a mesh"
 	run(t, []row{
 		{"smi with defaults", with("[{smi: [{rootServiceName: web}]}]"), first,
 			TrafficManagement{Pos: Pos{5, 21}, SMI: []SMI{{"web", "web-canary", "web"}}}, []string{"5:22 " + note}},

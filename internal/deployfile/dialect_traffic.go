@@ -78,7 +78,7 @@ func traffic(t *TrafficManagement) value {
 			t.Kubernetes = r.joinPairs(t.Kubernetes, pairs)
 			for _, m := range []*field{split, virtual} {
 				if m.seen() && !o.complained {
-					r.notef(m.at, "", "%s is for clusters; in a local account every Service shifts its traffic itself", m.name)
+					r.notef(m.at, "", "%s needs a mesh: on a local account, where every Service shifts its traffic itself, it is refused", m.name)
 				}
 			}
 			if alias.seen() {

@@ -118,7 +118,7 @@ func (c *compiler) order() ([]deployfile.Target, error) {
 
 // target compiles one target.
 func (c *compiler) target(t deployfile.Target) error {
-	b := &targetPlan{c: c, t: t, objects: c.in.Objects[t.Name], site: c.site(t), copies: map[string]string{}, marks: map[string]string{}}
+	b := &targetPlan{c: c, t: t, objects: slices.Clone(c.in.Objects[t.Name]), site: c.site(t), copies: map[string]string{}, marks: map[string]string{}}
 	if b.site.Account == "" {
 		return fault.WithRemedy(fault.Newf(fault.Invalid, "it has no account"), "write account: in the target, or give --account")
 	}
@@ -134,6 +134,9 @@ func (c *compiler) target(t deployfile.Target) error {
 				after = append(after, c.ends[n]...)
 			}
 		}
+	}
+	if err := b.traffic(&target); err != nil {
+		return err
 	}
 	c.g.Targets = append(c.g.Targets, target)
 	first := len(c.g.Nodes)
@@ -200,6 +203,7 @@ type targetPlan struct {
 	objects []manifest.Object
 	copies  map[string]string // database → path of its copyData here
 	marks   map[string]string // database → path of its markData here
+	active  []string          // Services that blueGreen redirects, as far as it names them
 }
 
 // add appends a node.

@@ -62,7 +62,7 @@ func (b *targetPlan) strategy() (deployfile.Strategy, bool) {
 
 // ships reports whether the database runs in this target and its manifests hold the workload.
 func (b *targetPlan) ships(d deployfile.Database) bool {
-	db, _, err := b.database(d.Name)
+	db, err := b.database(d.Name)
 	return err == nil && d.Target == b.t.Name && slices.ContainsFunc(b.objects, func(o manifest.Object) bool {
 		return o.GetKind() == db.Workload.Kind && o.GetName() == db.Workload.Name
 	})
@@ -163,7 +163,7 @@ func (b *targetPlan) markAfter(d deployfile.Database, rest []manifest.Object) ([
 
 // behindTheFence upgrades production's database.
 func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Object, after []string) ([]manifest.Object, []string, error) {
-	db, _, err := b.database(d.Name)
+	db, err := b.database(d.Name)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -213,12 +213,18 @@ func (b *targetPlan) timeout() time.Duration {
 }
 
 func (b *targetPlan) applyArgs(objects []manifest.Object) ApplyArgs {
-	a := ApplyArgs{Account: b.site.Account, Namespace: b.site.Namespace, Objects: objects, Timeout: b.timeout()}
+	a := ApplyArgs{Account: b.site.Account, Namespace: b.site.Namespace, Timeout: b.timeout()}
 	w := b.where()
 	a.Annotate = map[string]string{"deploy.armory.io/application": w.Application, "deploy.armory.io/deployment-id": b.c.in.Delivery,
-		"deploy.armory.io/environment": w.Target, "deploy.armory.io/replica-set-name": w.ReplicaSetName}
+		"deploy.armory.io/environment": w.Target}
 	a.Env = map[string]string{"ARMORY_APPLICATION_NAME": w.Application, "ARMORY_DEPLOYMENT_ID": b.c.in.Delivery,
-		"ARMORY_ENVIRONMENT_NAME": w.Target, "ARMORY_REPLICA_SET_NAME": w.ReplicaSetName}
+		"ARMORY_ENVIRONMENT_NAME": w.Target}
+	for _, o := range objects {
+		if o.GetKind() == "Deployment" {
+			o = versioned(o, b.revision(o.GetName()))
+		}
+		a.Objects = append(a.Objects, o)
+	}
 	return a
 }
 
@@ -258,7 +264,11 @@ func (b *targetPlan) shift(s deployfile.Strategy, deployments []manifest.Object,
 			return nil, err
 		}
 		w.Weight = 100
-		if after, err = node("redirect", "redirect the traffic", KindRedirect, w, after); err != nil {
+		title := "redirect the traffic"
+		if len(b.active) > 0 {
+			title += " of " + strings.Join(b.active, ", ")
+		}
+		if after, err = node("redirect", title, KindRedirect, w, after); err != nil {
 			return nil, err
 		}
 		if after, err = b.parallel(Deploy, "deploy/shutDownAfter", s.BlueGreen.ShutDownOldVersionAfter, after); err != nil {

@@ -24,6 +24,7 @@ type Target struct {
 	Account   string   `json:"account"`
 	Namespace string   `json:"namespace"`
 	DependsOn []string `json:"dependsOn,omitempty"`
+	Notes     []string `json:"notes,omitempty"` // what the deploy file says about it and has no effect
 }
 
 // Phase is a part of a target's run. It decides what a failure means: before: the target never starts; deploy: what was

@@ -104,11 +104,6 @@ func (b *targetPlan) webhook(ph Phase, path string, s *deployfile.RunWebhook, af
 			a.Agent = b.site.Account
 		}
 	}
-	if strings.EqualFold(w.NetworkMode, "remoteNetworkAgent") {
-		if a.Agent = w.AgentIdentifier; a.Agent == "" {
-			a.Agent = b.site.Account
-		}
-	}
 	for _, h := range w.Headers {
 		a.Headers = append(a.Headers, Header{Key: h.Key, Value: h.Value})
 	}
@@ -163,25 +158,25 @@ func (b *targetPlan) job(ph Phase, path string, s *deployfile.RunJob, after []st
 }
 
 // database finds a declared database.
-func (b *targetPlan) database(name string) (Database, deployfile.Database, error) {
+func (b *targetPlan) database(name string) (Database, error) {
 	for _, d := range b.c.f.Data.Databases {
 		if d.Name != name {
 			continue
 		}
 		i := slices.IndexFunc(b.c.f.Targets, func(t deployfile.Target) bool { return t.Name == d.Target })
 		if i < 0 {
-			return Database{}, d, fault.Newf(fault.Invalid, "database %s: its target %q does not exist", name, d.Target)
+			return Database{}, fault.Newf(fault.Invalid, "database %s: its target %q does not exist", name, d.Target)
 		}
 		site := b.c.site(b.c.f.Targets[i])
 		kind, workload, ok := strings.Cut(d.Workload, "/")
 		kinds := map[string]string{"statefulset": "StatefulSet", "deployment": "Deployment"}
 		if !ok || kinds[strings.ToLower(kind)] == "" {
-			return Database{}, d, fault.Newf(fault.Invalid, "database %s: workload %q is not statefulset/NAME or deployment/NAME", name, d.Workload)
+			return Database{}, fault.Newf(fault.Invalid, "database %s: workload %q is not statefulset/NAME or deployment/NAME", name, d.Workload)
 		}
 		return Database{Name: d.Name, Engine: d.Engine, Account: site.Account, Namespace: site.Namespace,
-			Workload: manifest.Ref{Kind: kinds[strings.ToLower(kind)], Name: workload}, Connection: d.Connection}, d, nil
+			Workload: manifest.Ref{Kind: kinds[strings.ToLower(kind)], Name: workload}, Connection: d.Connection}, nil
 	}
-	return Database{}, deployfile.Database{}, fault.Newf(fault.Invalid, "there is no database named %q in data.databases", name)
+	return Database{}, fault.Newf(fault.Invalid, "there is no database named %q in data.databases", name)
 }
 
 // dataStep compiles the steps that touch data.
@@ -222,7 +217,7 @@ func (b *targetPlan) dataStep(ph Phase, path string, s deployfile.Step, after []
 		b.c.rehearsals[a.Database.Name] = p
 		return p, err
 	case s.CheckpointData != nil:
-		db, _, err := b.database(s.CheckpointData.Database)
+		db, err := b.database(s.CheckpointData.Database)
 		if err != nil {
 			return "", err
 		}
@@ -279,7 +274,7 @@ func (b *targetPlan) copyData(ph Phase, path string, s *deployfile.CopyData, aft
 	if ph != Before {
 		return "", fault.Newf(fault.Invalid, "copyData belongs in beforeDeployment: the target is deployed onto the copy")
 	}
-	db, _, err := b.database(s.Database)
+	db, err := b.database(s.Database)
 	if err != nil {
 		return "", err
 	}
@@ -301,7 +296,7 @@ func (b *targetPlan) copyData(ph Phase, path string, s *deployfile.CopyData, aft
 
 // copied returns the arguments of a step on the twins of a database in this target.
 func (b *targetPlan) copied(name string) (DataArgs, error) {
-	db, _, err := b.database(name)
+	db, err := b.database(name)
 	if err != nil {
 		return DataArgs{}, err
 	}

@@ -51,7 +51,7 @@ func (webhook) Plan(n plan.Node) (plan.Description, error) {
 	}
 	d := plan.Description{Does: fmt.Sprintf("sends %s to webhook %q", method(a), a.Name), UndoneBy: "nothing: what it triggers is not Sluice's"}
 	if a.Agent != "" {
-		d.Does += " in the network of account " + a.Agent
+		d.Does += fmt.Sprintf(" from this machine, which is the network of account %s", a.Agent)
 	}
 	if !a.DisableCallback {
 		d.WaitsFor = fmt.Sprintf("a callback (at most %s)", callbackWithin)

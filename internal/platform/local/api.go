@@ -122,10 +122,20 @@ func put(c call) ([]manifest.Object, error) {
 	return out, nil
 }
 
+// replicaSetAnnotation names the version of a Deployment that a pod belongs to.
+const replicaSetAnnotation = "deploy.armory.io/replica-set-name"
+
 func (n *node) newRecord(o manifest.Object, c call) *record {
 	r := &record{Object: o, Delivery: c.Options.Delivery}
-	if _, pods, _ := o.PodTemplate(); pods {
-		r.Annotate, r.Env, r.Claims, r.Quarantine = c.Options.Annotate, c.Options.Env, c.Options.Claims, c.Options.Quarantine
+	if t, pods, _ := o.PodTemplate(); pods {
+		r.Annotate, r.Env, r.Claims, r.Quarantine = maps.Clone(c.Options.Annotate), c.Options.Env, c.Options.Claims, c.Options.Quarantine
+		if rs := t.Annotations[replicaSetAnnotation]; rs != "" {
+			// Each Deployment has a name of its own for its version, even where several are applied together.
+			if r.Annotate == nil {
+				r.Annotate = map[string]string{}
+			}
+			r.Annotate[replicaSetAnnotation] = rs
+		}
 	}
 	return r
 }

@@ -47,7 +47,7 @@ func (x *expansion) spec(track platform.Track, owner string) (podSpec, error) {
 	home := filepath.Join(x.n.dir, "pods", x.namespace, x.pod)
 	s := podSpec{name: x.namespace + "/" + x.pod, owner: owner, hash: x.r.hash(x.template), track: track, container: c,
 		labels: x.template.Labels, grace: 30 * time.Second, address: x.n.state.address(x.n.dir, "pod/"+x.namespace+"/"+x.pod),
-		revision: x.r.Annotate["deploy.armory.io/replica-set-name"]}
+		revision: x.r.Annotate[replicaSetAnnotation]}
 	if g := x.template.Spec.TerminationGracePeriodSeconds; g != nil {
 		s.grace = time.Duration(*g) * time.Second
 	}

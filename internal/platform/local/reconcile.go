@@ -176,7 +176,7 @@ func (n *node) wants(k string, r *record) []want {
 
 // revision names the pods of one version of a Deployment.
 func revision(r *record, name string, t corev1.PodTemplateSpec) string {
-	if rs := r.Annotate["deploy.armory.io/replica-set-name"]; strings.HasPrefix(rs, name+"-") {
+	if rs := r.Annotate[replicaSetAnnotation]; strings.HasPrefix(rs, name+"-") {
 		return rs
 	}
 	return name + "-" + r.hash(t)

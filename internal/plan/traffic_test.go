@@ -1,0 +1,116 @@
+package plan
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+)
+
+// preview is a second Service of the application, other one of something else.
+const (
+	preview = `
+---
+{apiVersion: v1, kind: Service, metadata: {name: web-preview, annotations: {kept: "yes"}}, spec: {selector: {app: web}}}
+`
+	other = `
+---
+{apiVersion: v1, kind: Service, metadata: {name: other}, spec: {selector: {app: other}}}
+`
+)
+
+// shifted is a deploy file of one target with a strategy and trafficManagement.
+func shifted(strategy, traffic string) string {
+	file := `
+application: a
+targets: {one: {account: l, namespace: n, strategy: s}, two: {account: l, namespace: m}}
+manifests: [{path: m}]
+strategies: {s: {` + strategy + `}}
+`
+	if traffic != "" {
+		file += "trafficManagement: " + traffic + "\n"
+	}
+	return file
+}
+
+// The named preview Service reaches the new version alone, wherever it is named, and the title says what is redirected.
+func TestServicesOfBlueGreen(t *testing.T) {
+	for _, c := range []struct {
+		name, strategy, traffic string
+		previews                []string
+		title                   string
+	}{
+		{"none named", "blueGreen: {}", "", nil, "redirect the traffic"},
+		{"in the strategy", "blueGreen: {activeService: web, previewService: web-preview}", "", []string{"web-preview"}, "redirect the traffic of web"},
+		{"in trafficManagement", "blueGreen: {}", "[{kubernetes: [{activeService: web, previewService: web-preview}]}]", []string{"web-preview"}, "redirect the traffic of web"},
+		{"the preview in an item of its own", "blueGreen: {}", "[{kubernetes: [{activeService: web}, {previewService: web-preview}]}]", []string{"web-preview"}, "redirect the traffic of web"},
+		{"half of it in each place", "blueGreen: {activeService: web}", "[{targets: [one], kubernetes: [{activeService: web, previewService: web-preview}]}]",
+			[]string{"web-preview"}, "redirect the traffic of web"},
+		{"a later entry replaces an earlier one", "blueGreen: {}", "[{kubernetes: [{activeService: gone}]}, {targets: [one], kubernetes: [{activeService: web}]}]", nil, "redirect the traffic of web"},
+		{"an entry for another target", "blueGreen: {}", "[{targets: [two], kubernetes: [{activeService: gone}]}]", nil, "redirect the traffic"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			in := input(t, shifted(c.strategy, c.traffic), web+preview)
+			g := compile(t, in)
+			var previews []string
+			for _, o := range args[ApplyArgs](t, g, "one/deploy/apply").Objects {
+				if o.GetAnnotations()["sluice.dev/track"] == "preview" {
+					previews = append(previews, o.GetName())
+				}
+			}
+			if !slices.Equal(previews, c.previews) {
+				t.Errorf("preview Services are %v", previews)
+			}
+			i := slices.IndexFunc(g.Nodes, func(n Node) bool { return n.Kind == KindRedirect })
+			if i < 0 || g.Nodes[i].Title != c.title {
+				t.Errorf("the steps are\n%s", lines(g))
+			}
+			for _, o := range slices.Concat(in.Objects["one"], args[ApplyArgs](t, g, "two/deploy/apply").Objects) {
+				if o.GetAnnotations()["sluice.dev/track"] != "" {
+					t.Errorf("%s is marked where it is not meant", o.Ref())
+				}
+			}
+		})
+	}
+}
+
+func TestTrafficRefused(t *testing.T) {
+	for _, c := range []struct{ name, file, want string }{
+		{"an active Service that is not there", shifted("blueGreen: {activeService: wbe}", ""), "activeService of blueGreen is Service wbe, which is not among the target's manifests"},
+		{"a preview Service that is not there", shifted("blueGreen: {}", "[{kubernetes: [{activeService: web, previewService: gone}]}]"),
+			"previewService of blueGreen is Service gone, which is not among the target's manifests"},
+		{"a Service of something else", shifted("blueGreen: {activeService: other}", ""), "activeService of blueGreen is Service other, which selects no pod"},
+		{"one Service for both", shifted("blueGreen: {activeService: web, previewService: web}", ""), "web is both activeService and previewService"},
+		{"smi", shifted("canary: {steps: [{setWeight: {weight: 5}}]}", "[{smi: [{rootServiceName: web}]}]"), "trafficManagement by smi needs a mesh: not on the local platform"},
+		{"istio", shifted("canary: {steps: []}", "[{targets: [one], istio: [{virtualService: {name: v}, destinationRule: {name: d}}]}]"),
+			"trafficManagement by istio needs a mesh: not on the local platform"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Compile(input(t, c.file, web+preview+other))
+			if err == nil || !strings.Contains(err.Error(), "target one") || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("the error is %v, not %s", err, c.want)
+			}
+			if fault.KindOf(err) == "" {
+				t.Errorf("the error has no kind: %v", err)
+			}
+		})
+	}
+}
+
+// What has no effect is told: entries for a strategy that is not used, none for a mesh of a target that is left out.
+func TestTrafficWithoutEffect(t *testing.T) {
+	in := input(t, shifted("canary: {steps: [{setWeight: {weight: 5}}]}", "[{targets: [one], kubernetes: [{activeService: web}]}, {targets: [two], smi: [{rootServiceName: web}]}]"), web)
+	in.Targets = []string{"one"}
+	g := compile(t, in)
+	if want := []string{"trafficManagement names Service web for blueGreen, which this target does not use: it stays as it is"}; !reflect.DeepEqual(g.Targets[0].Notes, want) {
+		t.Errorf("the notes are %q", g.Targets[0].Notes)
+	}
+	in.Objects["one"] = []manifest.Object{}
+	in.Targets = nil
+	if _, err := Compile(in); err == nil || !strings.Contains(err.Error(), "target two: line 6: trafficManagement by smi") {
+		t.Errorf("%v", err)
+	}
+}
