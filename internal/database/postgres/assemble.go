@@ -189,6 +189,27 @@ func (b *backup) copyLog(ctx context.Context, v *volumes) error {
 	if !seen[b.first] || !seen[b.last] {
 		return fault.Newf(fault.Lost, "segments %s to %s were needed, and the first or the last is gone", b.first, b.last)
 	}
+	return b.archived(v, seen)
+}
+
+// archived marks the segments of the copy as archived, as production archives them itself: a copy that becomes production
+// must not archive them again under the same names.
+func (b *backup) archived(v *volumes, segments map[string]bool) error {
+	status := v.path("pg_wal", "archive_status")
+	entries, err := os.ReadDir(status)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.Remove(filepath.Join(status, e.Name())); err != nil {
+			return err
+		}
+	}
+	for name := range segments {
+		if err := v.write(filepath.Join(status, name+".done"), nil); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

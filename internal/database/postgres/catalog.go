@@ -60,7 +60,15 @@ func (s *server) read(ctx context.Context, conn *pgx.Conn, name string, c *datab
 	if err := relations(ctx, conn, name, ts, c); err != nil {
 		return err
 	}
+	// Databases without large objects, and that is most, are not burdened with relations that are always empty.
+	var large bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_largeobject_metadata)").Scan(&large); err != nil {
+		return err
+	}
 	for _, p := range largeObjects() {
+		if !large {
+			break
+		}
 		r, err := p.relation(ctx, conn, name)
 		if err != nil {
 			return err

@@ -108,10 +108,18 @@ func (t *target) close(c *pgx.Conn) {
 	_ = c.Close(ctx) // it is closed either way
 }
 
+// passed is an error of the caller's own function, which comes back to the caller as it is.
+type passed struct{ err error }
+
+func (p *passed) Error() string { return p.err.Error() }
+
 // fault gives an error a kind, and takes passwords out of it.
 func (t *target) fault(ctx context.Context, err error, format string, args ...any) error {
 	if err == nil {
 		return nil
+	}
+	if p, ok := errors.AsType[*passed](err); ok {
+		return p.err
 	}
 	what := fmt.Sprintf(format, args...)
 	if cause := ctx.Err(); cause != nil {
@@ -129,11 +137,7 @@ func (t *target) fault(ctx context.Context, err error, format string, args ...an
 	if secret := t.config.Password; secret != "" && (strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), url.QueryEscape(secret))) {
 		err = errors.New(strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…").Replace(err.Error()))
 	}
-	kind := fault.KindOf(err)
-	if kind == "" {
-		kind = fault.Transient
-	}
-	return fault.WithRemedy(fault.Newf(kind, "%s: %w", what, err), "check that a PostgreSQL server listens at %s", t.address())
+	return fault.WithRemedy(fault.Newf(fault.Transient, "%s: %w", what, err), "check that a PostgreSQL server listens at %s", t.address())
 }
 
 // address is where the server is looked for.

@@ -32,7 +32,7 @@ func (v *view) Fetch(ctx context.Context, r database.Relation, p *database.Proje
 	}
 	return v.worker(ctx, r.Name.Database, func(c *pgx.Conn, snap *snapshot) error {
 		s, err := snap.selection(ctx, c, r, p)
-		if err != nil || s.empty {
+		if err != nil {
 			return v.s.target.fault(ctx, err, "looking up %s", r.Name)
 		}
 		query := "SELECT " + s.list + " FROM " + s.from

@@ -107,7 +107,8 @@ func freshData(t testing.TB, b binaries) string {
 			t.Fatal(err)
 		}
 		own(t, dir)
-		cmd := exec.Command(filepath.Join(b.old, "initdb"), "-D", dir, "-U", "sluice", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--data-checksums", "--no-sync")
+		cmd := exec.Command(filepath.Join(b.old, "initdb"), "-D", dir, "-U", "sluice", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--data-checksums", "--no-sync",
+			"--wal-segsize=4") // smaller than usual, because data directories are copied all the time
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential(t)}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("initdb: %v\n%s", err, out)
@@ -466,4 +467,21 @@ func sleeper(t testing.TB, dir string) int {
 		_ = cmd.Wait() // killed, as asked
 	})
 	return cmd.Process.Pid
+}
+
+// skeleton makes what Prepare looks at in a data directory.
+func skeleton(t testing.TB) string {
+	t.Helper()
+	data := databasetest.Root(t)
+	for _, dir := range []string{"global", "pg_wal/archive_status", "pg_tblspc", "pg_replslot", "pg_twophase"} {
+		if err := os.MkdirAll(filepath.Join(data, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range map[string]string{"PG_VERSION": "15\n", "global/pg_control": "", "postgresql.conf": "", "postgresql.auto.conf": "", "pg_hba.conf": "", "pg_ident.conf": ""} {
+		if err := os.WriteFile(filepath.Join(data, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return data
 }

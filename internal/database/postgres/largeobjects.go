@@ -15,7 +15,6 @@ type pseudoRelation struct {
 	name    string
 	columns []pseudoColumn
 	key     []string
-	present string // asks whether there are rows; the question needs no privilege
 }
 
 type pseudoColumn struct {
@@ -24,20 +23,19 @@ type pseudoColumn struct {
 	codec      codec
 }
 
-// largeObjects are the contents of large objects in pages, and who owns them. Reading pages needs a superuser; where
-// there are none, nobody needs to read them.
+// largeObjects are the contents of large objects in pages, and who owns them.
 func largeObjects() []pseudoRelation {
 	oid := pseudoColumn{database.Column{Name: "oid", Type: "oid", Family: database.Integer}, "t.oid", bySend["oidsend"]}
 	text := func(name, expression string) pseudoColumn {
 		return pseudoColumn{database.Column{Name: name, Type: "text", Family: database.Other}, expression, other}
 	}
 	return []pseudoRelation{
-		{name: "pg_largeobject", key: []string{"loid", "pageno"}, present: "SELECT EXISTS (SELECT FROM pg_largeobject_metadata)", columns: []pseudoColumn{
+		{name: "pg_largeobject", key: []string{"loid", "pageno"}, columns: []pseudoColumn{
 			{database.Column{Name: "loid", Type: "oid", Family: database.Integer}, "t.loid", bySend["oidsend"]},
 			{database.Column{Name: "pageno", Type: "integer", Family: database.Integer}, "t.pageno", bySend["int4send"]},
 			{database.Column{Name: "data", Type: "bytea", Family: database.Bytes}, "t.data", bySend["byteasend"]},
 		}},
-		{name: "pg_largeobject_metadata", key: []string{"oid"}, present: "SELECT EXISTS (SELECT FROM pg_largeobject_metadata)", columns: []pseudoColumn{
+		{name: "pg_largeobject_metadata", key: []string{"oid"}, columns: []pseudoColumn{
 			oid, text("owner", "pg_get_userbyid(t.lomowner)::pg_catalog.text"), text("acl", aclText("t.lomacl", "L", "t.lomowner")),
 		}},
 	}
@@ -56,29 +54,24 @@ func pseudo(n database.Name) *pseudoRelation {
 	return nil
 }
 
-// relation returns it as a catalog lists it. A user who may not read the pages is told so, if there are any.
+// relation returns it as a catalog lists it. Reading the pages needs a superuser; another user is told so.
 func (p *pseudoRelation) relation(ctx context.Context, c *pgx.Conn, db string) (database.Relation, error) {
 	r := database.Relation{Name: database.Name{Database: db, Schema: "pg_catalog", Relation: p.name}, Key: p.key, KeyUnique: true}
 	for _, col := range p.columns {
 		r.Columns = append(r.Columns, col.Column)
 	}
-	var may, present bool
+	var may bool
 	err := c.QueryRow(ctx, `
-		SELECT has_table_privilege(c.oid, 'SELECT'), (`+p.present+`), greatest(c.reltuples, 0)::int8, pg_table_size(c.oid)
-		FROM pg_class c WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relname = $1`, p.name).Scan(&may, &present, &r.Rows, &r.Bytes)
-	if !may && present {
+		SELECT has_table_privilege(c.oid, 'SELECT'), greatest(c.reltuples, 0)::int8, pg_table_size(c.oid)
+		FROM pg_class c WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relname = $1`, p.name).Scan(&may, &r.Rows, &r.Bytes)
+	if !may {
 		r.Skip = "only a superuser may read the contents of large objects"
 	}
 	return r, err
 }
 
-func (p *pseudoRelation) selection(ctx context.Context, c *pgx.Conn, pr *database.Projection) (*selection, error) {
+func (p *pseudoRelation) selection(pr *database.Projection) (*selection, error) {
 	s := &selection{from: "pg_catalog." + p.name + " AS t"}
-	var present bool
-	if err := c.QueryRow(ctx, p.present).Scan(&present); err != nil {
-		return nil, err
-	}
-	s.empty = !present
 	var list []string
 	for _, want := range pr.Columns {
 		found := false

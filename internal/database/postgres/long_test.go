@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -47,16 +48,15 @@ func TestMillionsOfRows(t *testing.T) {
 	}
 	var reports []string
 	for _, cells := range []int{64, fingerprint.DefaultCells} {
-		x, hwm := inChild(t, s, cells)
+		result := inChild(t, s, cells)
+		x, hwm := result.Report, result.HWM
 		t.Logf("%d cells: %.1f s, %.0f rows/s, %d MiB spilled, VmHWM %d MiB, %d passes", cells, x.Cost.Seconds, x.Cost.RowsPerSecond, x.Cost.SpillBytes>>20, hwm>>20, x.Cost.Passes)
 		table := x.Tables[0]
-		for _, candidate := range x.Tables {
-			if candidate.Name.Relation == "big" {
-				table = candidate
-			}
-		}
 		if n := int64(rows / 20); table.Changed != 4*n || table.Missing != 3*n || table.Extra != 3*n || table.Differences() != 10*n {
 			t.Errorf("changed %d, missing %d, extra %d of %d", table.Changed, table.Missing, table.Extra, table.Differences())
+		}
+		if result.Lines != table.Differences() {
+			t.Errorf("%d rows were streamed, %d differ", result.Lines, table.Differences())
 		}
 		if hwm > 200<<20 {
 			t.Errorf("the client took %d MiB", hwm>>20)
@@ -76,9 +76,18 @@ func TestMillionsOfRows(t *testing.T) {
 type longResult struct {
 	Report *fingerprint.Report
 	HWM    int64
+	Lines  int64
 }
 
-func inChild(t *testing.T, s *instance, cells int) (*fingerprint.Report, int64) {
+// lineCounter counts the differing rows that are streamed.
+type lineCounter int64
+
+func (l *lineCounter) Write(b []byte) (int, error) {
+	*l += lineCounter(bytes.Count(b, []byte("\n")))
+	return len(b), nil
+}
+
+func inChild(t *testing.T, s *instance, cells int) longResult {
 	t.Helper()
 	file := t.TempDir() + "/report.json"
 	cmd := exec.Command(os.Args[0], "-test.run=^TestMillionsOfRows$", "-test.v", "-test.timeout=30m")
@@ -94,7 +103,7 @@ func inChild(t *testing.T, s *instance, cells int) (*fingerprint.Report, int64) 
 	if err := json.Unmarshal(b, &r); err != nil {
 		t.Fatal(err)
 	}
-	return r.Report, r.HWM
+	return r
 }
 
 // compareLong is the child. The seed is the same in all of them, so that reports can be compared.
@@ -122,12 +131,13 @@ func compareLong(t *testing.T, args string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := fingerprint.Compare(t.Context(), fingerprint.Options{Source: fingerprint.Side{Server: servers[0]}, Target: fingerprint.Side{Server: servers[1]},
+	var lines lineCounter
+	r, err := fingerprint.Compare(t.Context(), fingerprint.Options{Differences: &lines, Source: fingerprint.Side{Server: servers[0]}, Target: fingerprint.Side{Server: servers[1]},
 		Plan: plan, Seed: fingerprint.Seed{7}, Workers: 2, Cells: cells, SpillDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := json.Marshal(longResult{r, highWater(t)})
+	out, err := json.Marshal(longResult{r, highWater(t), int64(lines)})
 	if err != nil {
 		t.Fatal(err)
 	}

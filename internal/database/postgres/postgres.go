@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -34,7 +33,6 @@ const oldest = 140000
 // Engine is PostgreSQL.
 type Engine struct {
 	oneDatabase bool
-	now         func() time.Time
 }
 
 // Option changes what an Engine does.
@@ -47,7 +45,7 @@ func OneDatabase() Option { return func(e *Engine) { e.oneDatabase = true } }
 
 // New returns the engine.
 func New(options ...Option) *Engine {
-	e := &Engine{now: time.Now}
+	e := &Engine{}
 	for _, o := range options {
 		o(e)
 	}

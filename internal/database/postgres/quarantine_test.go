@@ -191,10 +191,9 @@ func TestPrepareRefuses(t *testing.T) {
 			appendTo(t, filepath.Join(data, "postmaster.pid"), fmt.Sprintf("%d\n", cmd))
 		}, "is running"},
 	}
-	h := newHarness(t)
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			data := freshData(t, h.bin)
+			data := skeleton(t)
 			test.twist(t, data)
 			_, err := New().Prepare(t.Context(), []string{data}, database.Control)
 			if fault.KindOf(err) != fault.Invalid && fault.KindOf(err) != fault.Conflict || !strings.Contains(fmt.Sprint(err), test.want) {
@@ -208,7 +207,7 @@ func TestPrepareRefuses(t *testing.T) {
 		}
 	})
 	t.Run("two data directories", func(t *testing.T) {
-		if _, err := New().Prepare(t.Context(), []string{freshData(t, h.bin), freshData(t, h.bin)}, database.Control); !fault.Is(err, fault.Invalid) {
+		if _, err := New().Prepare(t.Context(), []string{skeleton(t), skeleton(t)}, database.Control); !fault.Is(err, fault.Invalid) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -216,8 +215,7 @@ func TestPrepareRefuses(t *testing.T) {
 
 // TestPrepareConfiguration shows what the command line says for what configuration files said.
 func TestPrepareConfiguration(t *testing.T) {
-	h := newHarness(t)
-	data := freshData(t, h.bin)
+	data := skeleton(t)
 	elsewhere := databasetest.Root(t)
 	appendTo(t, filepath.Join(data, "postgresql.conf"), `
 shared_preload_libraries = 'pg_cron, pg_stat_statements,$libdir/timescaledb' # a comment

@@ -206,7 +206,7 @@ type selection struct {
 // selection resolves the projection's columns in the relation as this server has it.
 func (p *snapshot) selection(ctx context.Context, c *pgx.Conn, r database.Relation, pr *database.Projection) (*selection, error) {
 	if x := pseudo(r.Name); x != nil {
-		return x.selection(ctx, c, pr)
+		return x.selection(pr)
 	}
 	rows, err := c.Query(ctx, `
 		SELECT a.attname::text, a.atttypid
@@ -244,7 +244,7 @@ func (v *view) Scan(ctx context.Context, r database.Range, p *database.Projectio
 	var n int64
 	err := v.worker(ctx, r.Relation.Name.Database, func(c *pgx.Conn, snap *snapshot) error {
 		s, err := snap.selection(ctx, c, r.Relation, p)
-		if err != nil || s.empty {
+		if err != nil {
 			return v.s.target.fault(ctx, err, "looking up %s", r.Relation.Name)
 		}
 		where := ""
