@@ -74,7 +74,7 @@ func (n *node) api(end context.CancelFunc) http.Handler {
 	mux.HandleFunc("POST /v1/watch", n.watch)
 	mux.HandleFunc("POST /v1/shutdown", func(w http.ResponseWriter, _ *http.Request) {
 		n.shutdown()
-		_ = json.NewEncoder(w).Encode(answer{})
+		_ = json.NewEncoder(w).Encode(answer{Text: strconv.Itoa(os.Getpid())})
 		_ = http.NewResponseController(w).Flush()
 		end()
 	})

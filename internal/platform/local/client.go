@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -159,10 +162,34 @@ func (p *Platform) startNode(ctx context.Context) error {
 	}
 }
 
-// Shutdown ends the node and every process that it owns. Files stay.
+// Shutdown ends the node and every process that it owns, and returns when they are gone. Files stay.
 func (p *Platform) Shutdown(ctx context.Context) error {
-	_, err := p.call(ctx, "shutdown", call{})
-	return err
+	a, err := p.call(ctx, "shutdown", call{})
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(a.Text)
+	if err != nil {
+		return fault.Newf(fault.Lost, "the node of account %s does not say which process it is: %q", p.c.Account, a.Text)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil // it was faster
+	}
+	if err != nil {
+		return fmt.Errorf("wait for the end of the node, process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // MetricsURL is where the Services' counters are scraped.
