@@ -301,7 +301,7 @@ func TestJournal(t *testing.T) {
 // takes as long as two commits. (The bound of the 99th percentile is the benchmark's; here a busy machine counts.)
 func TestPromptness(t *testing.T) {
 	c, _ := inProcess(t, server.Options{})
-	const steps = 40
+	const steps = 25
 	var nodes []plan.Node
 	for i := range steps {
 		after := []string{"s" + strconv.Itoa(i-1)}

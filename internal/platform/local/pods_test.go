@@ -25,7 +25,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/platform"
 )
 
-const within = 20 * time.Second
+const within = 30 * time.Second
 
 // parse reads manifests.
 func parse(t *testing.T, text string) []manifest.Object {

@@ -60,7 +60,7 @@ func hidden(ctx context.Context, what, dir string) error {
 	return wire.Serve(ctx, wire.Options{Dir: dir, Config: live, Self: []string{self}, Log: log})
 }
 
-const within = 30 * time.Second
+const within = time.Minute
 
 func limited(t *testing.T) context.Context {
 	t.Helper()
