@@ -39,7 +39,8 @@ func TestCallback(t *testing.T) {
 		t.Errorf("a refused callback was taken in: %+v", d)
 	}
 
-	if code, text := post(t, url, `{"success": true, "mdMessage": "**all** \"well\""}`, "Authorization", "Bearer whatever"); code != http.StatusOK || !strings.Contains(text, `"first":true`) {
+	well := `{"success": true, "mdMessage": "**all** \"well\""}`
+	if code, text := post(t, url, well, "Authorization", "Bearer whatever"); code != http.StatusOK || !strings.Contains(text, `"first":true`) {
 		t.Errorf("the first callback: %d %s", code, text)
 	}
 	if code, text := post(t, url, `{"success": false}`); code != http.StatusOK || !strings.Contains(text, `"first":false`) {

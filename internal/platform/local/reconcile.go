@@ -242,7 +242,8 @@ func (n *node) podEnded(p *pod, late bool) {
 	end := p.now()
 	switch {
 	case late:
-		n.state.Jobs[p.owner] = jobEnd{Reason: "DeadlineExceeded", Message: fmt.Sprintf("it ran longer than its activeDeadlineSeconds (%s)\n%s", r.activeDeadline(), tail(p.launch.logFile, 10))}
+		n.state.Jobs[p.owner] = jobEnd{Reason: "DeadlineExceeded",
+			Message: fmt.Sprintf("it ran longer than its activeDeadlineSeconds (%s)\n%s", r.activeDeadline(), tail(p.launch.logFile, 10))}
 	case end.code == 0:
 		n.state.Jobs[p.owner] = jobEnd{Complete: true}
 	case end.code == unknown:

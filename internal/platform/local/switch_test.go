@@ -136,7 +136,8 @@ func TestUnnamedPort(t *testing.T) {
 	d := ref("Deployment", "web")
 	p.until(t, d, "ready", isReady)
 	second := parse(t, fmt.Sprintf(web, 1, "two"))[1:]
-	if _, err := p.StartCanary(t.Context(), "c", second, platform.Options{Namespace: "n", Annotate: map[string]string{"deploy.armory.io/replica-set-name": "web-second"}}); err != nil {
+	named := platform.Options{Namespace: "n", Annotate: map[string]string{"deploy.armory.io/replica-set-name": "web-second"}}
+	if _, err := p.StartCanary(t.Context(), "c", second, named); err != nil {
 		t.Fatal(err)
 	}
 	p.until(t, d, "ready with the canary", func(s platform.State) bool { return s.Ready && s.Replicas == 2 })
@@ -264,7 +265,7 @@ func TestPortTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	next := strings.Replace(strings.Replace(fmt.Sprintf(web, 1, "two"), "port: 80,", "port: 9090,", 1), "kind: Service", "kind: ConfigMap\nmetadata: {name: first}\n---\napiVersion: v1\nkind: Service", 1)
+	next := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: first}\n---" + strings.Replace(fmt.Sprintf(web, 1, "two"), "port: 80,", "port: 9090,", 1)
 	_, err = p.Apply(t.Context(), "b", parse(t, next), platform.Options{Namespace: "n"})
 	if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "9090") || !strings.Contains(err.Error(), "give the Service another port") {
 		t.Errorf("%v", err)
