@@ -21,7 +21,6 @@ type machine struct {
 	spec Spec
 	s    Status
 	now  time.Time
-	acts []Action
 }
 
 // Next takes in what was observed and returns the status that follows with every entry that is to be in flight. It is a

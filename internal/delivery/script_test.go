@@ -228,7 +228,7 @@ func (m *machine) play(script string) {
 			m.t.Fatalf("script: %q has no ->", line)
 		}
 		what, want = strings.TrimSpace(what), strings.TrimSpace(want)
-		got := ""
+		var got string
 		switch {
 		case what == "clean":
 			got = m.cleaned()

@@ -248,17 +248,6 @@ func (m *machine) promote(target, by string) {
 	}
 }
 
-// acknowledge hands a person's acknowledgement to the undo that waits for it.
-func (m *machine) acknowledge(sig Signal) {
-	st := m.s.Nodes[sig.Path]
-	if st.Phase != StepUndoing || len(st.Awaits) == 0 {
-		return
-	}
-	st.Signals = append(st.Signals, sig)
-	st.enter(StepUndoing)
-	m.s.Nodes[sig.Path] = st
-}
-
 // deliver hands a signal to the step that it means.
 func (m *machine) deliver(sig Signal) {
 	for _, n := range m.spec.Graph.Nodes {
@@ -271,9 +260,10 @@ func (m *machine) deliver(sig Signal) {
 			continue
 		}
 		if st.Held {
-			if sig.Kind == Approve {
+			switch sig.Kind {
+			case Approve:
 				m.end(n.Path, StepPassed, st.Message+" (continued by "+person(sig)+")")
-			} else if sig.Kind == Reject {
+			case Reject:
 				m.fail(n, "rejected by "+person(sig))
 			}
 			continue

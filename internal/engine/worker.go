@@ -56,7 +56,7 @@ func (w *worker) run(ctx context.Context) error {
 		for _, c := range kept {
 			close(c)
 		}
-		obs, kept = nil, nil
+		kept = nil
 		if w.status.Done {
 			return nil
 		}

@@ -60,9 +60,9 @@ func (n *noted) SetWeight(_ context.Context, key string, _ []manifest.Ref, perce
 	return nil
 }
 
-func (n *noted) Promote(_ context.Context, key string, _ []manifest.Ref) error {
-	return n.SetWeight(nil, key, nil, 100)
-} //nolint:staticcheck // its own method
+func (n *noted) Promote(ctx context.Context, key string, refs []manifest.Ref) error {
+	return n.SetWeight(ctx, key, refs, 100)
+}
 
 func (n *noted) Abort(_ context.Context, key string, _ []manifest.Ref) error {
 	n.calls = append(n.calls, key)

@@ -47,7 +47,7 @@ type Event struct {
 }
 
 // ErrRunning says that another delivery of the application has not ended.
-type ErrRunning struct{ ID, Application string }
+type ErrRunning struct{ ID, Application string } //nolint:errname // it is used like a sentinel: errors.AsType[*store.ErrRunning]
 
 // Error says which delivery is in the way.
 func (e *ErrRunning) Error() string {

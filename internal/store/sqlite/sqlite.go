@@ -248,7 +248,7 @@ func (s *Store) Load(ctx context.Context, id string) (store.Delivery, error) {
 	if err != nil {
 		return d, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // what it could say, rows.Err says
 	for rows.Next() {
 		var sig store.Signal
 		var body string
@@ -337,7 +337,7 @@ func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // what it could say, rows.Err says
 	var all []store.Delivery
 	for rows.Next() {
 		d, err := s.scan(rows)
@@ -386,7 +386,7 @@ func (s *Store) Journal(ctx context.Context, id string) ([]store.Record, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }() // what it could say, rows.Err says
 	var all []store.Record
 	prev := ""
 	for rows.Next() {
