@@ -52,7 +52,8 @@ func twins(t *testing.T, h Harness) {
 					t.Errorf("missing: %+v", c.Examples)
 				}
 			case fingerprint.ClassValue:
-				if c.Column != Placed || c.Pattern == nil || !c.Pattern.Constant || c.Pattern.Text != "+1h0m0s" || c.Examples[0].Key != "17" || c.Examples[1].Key != "4242" {
+				if c.Column != Placed || c.Pattern == nil || !c.Pattern.Constant || c.Pattern.Text != "+1h0m0s" || c.Examples[0].Key != "17" ||
+					c.Examples[1].Key != "4242" {
 					t.Errorf("%+v, pattern %+v", c, c.Pattern)
 				}
 			default:
@@ -322,7 +323,8 @@ func holdUntilKilled(t *testing.T, h Harness) bool {
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
 		t.Fatal(err)
 	}
-	lease, err := h.Engine().(database.Quiescer).Quiesce(t.Context(), database.QuiesceRequest{ID: "child", URL: database.URL{Value: r.URL}, Dirs: r.Dirs, MaxHold: r.Hold})
+	lease, err := h.Engine().(database.Quiescer).Quiesce(t.Context(),
+		database.QuiesceRequest{ID: "child", URL: database.URL{Value: r.URL}, Dirs: r.Dirs, MaxHold: r.Hold})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -90,7 +90,8 @@ const mine = `n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspnam
 
 // notOfExtension leaves out what an extension brought: the extension and its version stand for it.
 func notOfExtension(catalog, oid string) string {
-	return ` AND NOT EXISTS (SELECT FROM pg_depend dep WHERE dep.classid = '` + catalog + `'::regclass AND dep.objid = ` + oid + ` AND dep.deptype = 'e')`
+	return ` AND NOT EXISTS (SELECT FROM pg_depend dep
+		WHERE dep.classid = '` + catalog + `'::regclass AND dep.objid = ` + oid + ` AND dep.deptype = 'e')`
 }
 
 // relations adds what has rows: tables, leaves of partitioned tables and materialised views. A partitioned table has none
@@ -98,7 +99,8 @@ func notOfExtension(catalog, oid string) string {
 func relations(ctx context.Context, conn *pgx.Conn, db string, ts *types, c *database.Catalog) error {
 	rows, err := conn.Query(ctx, `
 		SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, greatest(c.reltuples, 0)::int8,
-		       CASE WHEN c.relkind = 'f' THEN 0 ELSE pg_table_size(c.oid) END, has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid), c.relispopulated
+		       CASE WHEN c.relkind = 'f' THEN 0 ELSE pg_table_size(c.oid) END, has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid),
+		       c.relispopulated
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'm', 'f') AND c.relpersistence <> 't' AND `+mine)
 	if err != nil {
@@ -258,7 +260,8 @@ func sequences(ctx context.Context, conn *pgx.Conn, prefix string, c *database.C
 	rows, err := conn.Query(ctx, `
 		SELECT n.nspname::text, c.relname::text, has_sequence_privilege(c.oid, 'SELECT'), jsonb_build_object('type', format_type(s.seqtypid, NULL),
 		       'start', s.seqstart::text, 'increment', s.seqincrement::text, 'min', s.seqmin::text, 'max', s.seqmax::text, 'cache', s.seqcache::text,
-		       'cycle', s.seqcycle, 'owner', pg_get_userbyid(c.relowner), 'acl', `+aclText("c.relacl", "s", "c.relowner")+`, 'persistence', c.relpersistence::text,
+		       'cycle', s.seqcycle, 'owner', pg_get_userbyid(c.relowner), 'acl', `+aclText("c.relacl", "s", "c.relowner")+`,
+		       'persistence', c.relpersistence::text,
 		       'owned by', (SELECT string_agg(d.refobjid::regclass::text || '.' || a.attname, ' ') FROM pg_depend d
 		                    JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 		                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')))

@@ -22,27 +22,33 @@ const (
 // quickChecks read catalogs only: object, class, message.
 func quickChecks(version int) []string {
 	checks := []string{
-		`SELECT 'index ' || n.nspname || '.' || x.relname, '` + ClassInvalidIndex + `', CASE WHEN NOT i.indislive THEN 'it is being dropped' WHEN NOT i.indisready THEN 'it takes no inserts'
+		`SELECT 'index ' || n.nspname || '.' || x.relname, '` + ClassInvalidIndex + `',
+		        CASE WHEN NOT i.indislive THEN 'it is being dropped' WHEN NOT i.indisready THEN 'it takes no inserts'
 		        ELSE 'it is not used by queries' END || ': DROP it and create it again, or REINDEX'
 		 FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_namespace n ON n.oid = x.relnamespace
 		 WHERE NOT (i.indisvalid AND i.indisready AND i.indislive) AND n.nspname !~ '^pg_temp'`,
-		`SELECT 'collation ' || n.nspname || '.' || c.collname, '` + ClassCollation + `', 'it was made by version ' || c.collversion || ' of its library, the server has '
+		`SELECT 'collation ' || n.nspname || '.' || c.collname, '` + ClassCollation + `',
+		        'it was made by version ' || c.collversion || ' of its library, the server has '
 		        || coalesce(pg_collation_actual_version(c.oid), 'none') || ': REINDEX what uses it, then ALTER COLLATION … REFRESH VERSION'
 		 FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
 		 WHERE c.collversion IS NOT NULL AND c.collversion IS DISTINCT FROM pg_collation_actual_version(c.oid)
 		   AND EXISTS (SELECT FROM pg_attribute a WHERE a.attcollation = c.oid AND a.attrelid >= 16384)`,
-		`SELECT 'table ' || n.nspname || '.' || c.relname, '` + ClassStatistics + `', 'it holds ' || pg_size_pretty(pg_relation_size(c.oid)) || ' and was never analysed: ANALYZE'
+		`SELECT 'table ' || n.nspname || '.' || c.relname, '` + ClassStatistics + `',
+		        'it holds ' || pg_size_pretty(pg_relation_size(c.oid)) || ' and was never analysed: ANALYZE'
 		 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		 WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' AND ` + mine + ` AND pg_relation_size(c.oid) >= 8388608
 		   AND NOT EXISTS (SELECT FROM pg_stats s WHERE s.schemaname = n.nspname AND s.tablename = c.relname)
 		   AND has_table_privilege(c.oid, 'SELECT')`,
-		`SELECT 'database ' || datname, '` + ClassChecksums + `', checksum_failures || ' pages failed their checksum since ' || coalesce(stats_reset::text, 'the start')
+		`SELECT 'database ' || datname, '` + ClassChecksums + `',
+		        checksum_failures || ' pages failed their checksum since ' || coalesce(stats_reset::text, 'the start')
 		 FROM pg_stat_database WHERE datname = current_database() AND checksum_failures > 0`,
 	}
 	if version >= 150000 {
-		checks = append(checks, `SELECT 'database ' || d.datname, '`+ClassCollation+`', 'it was made by version ' || d.datcollversion || ' of its library, the server has '
+		checks = append(checks, `SELECT 'database ' || d.datname, '`+ClassCollation+`',
+		        'it was made by version ' || d.datcollversion || ' of its library, the server has '
 		        || coalesce(pg_database_collation_actual_version(d.oid), 'none') || ': REINDEX it, then ALTER DATABASE … REFRESH COLLATION VERSION'
-		 FROM pg_database d WHERE d.datname = current_database() AND d.datcollversion IS NOT NULL AND d.datcollversion IS DISTINCT FROM pg_database_collation_actual_version(d.oid)`)
+		 FROM pg_database d WHERE d.datname = current_database() AND d.datcollversion IS NOT NULL
+		   AND d.datcollversion IS DISTINCT FROM pg_database_collation_actual_version(d.oid)`)
 	}
 	return checks
 }
@@ -104,15 +110,18 @@ func amcheck(ctx context.Context, c *pgx.Conn, found func(database.Finding)) err
 	err := c.QueryRow(ctx, `
 		SELECT coalesce(min(n.nspname::text), ''), coalesce(bool_and(has_function_privilege(p.oid, 'EXECUTE')), false)
 		FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-		JOIN pg_proc p ON p.pronamespace = n.oid AND (p.proname = 'bt_index_check' AND p.pronargs = 2 OR p.proname = 'verify_heapam') WHERE e.extname = 'amcheck'`).Scan(&schema, &may)
+		JOIN pg_proc p ON p.pronamespace = n.oid AND (p.proname = 'bt_index_check' AND p.pronargs = 2 OR p.proname = 'verify_heapam')
+		WHERE e.extname = 'amcheck'`).Scan(&schema, &may)
 	switch {
 	case err != nil:
 		return err
 	case schema == "":
-		found(database.Finding{Object: "tables and indexes", Class: ClassNotChecked, Message: "extension amcheck is not installed: CREATE EXTENSION amcheck"})
+		found(database.Finding{Object: "tables and indexes", Class: ClassNotChecked,
+			Message: "extension amcheck is not installed: CREATE EXTENSION amcheck"})
 		return nil
 	case !may:
-		found(database.Finding{Object: "tables and indexes", Class: ClassNotChecked, Message: "this user may not use amcheck: GRANT EXECUTE on its functions"})
+		found(database.Finding{Object: "tables and indexes", Class: ClassNotChecked,
+			Message: "this user may not use amcheck: GRANT EXECUTE on its functions"})
 		return nil
 	}
 	if err := checkIndexes(ctx, c, schema, found); err != nil {
@@ -155,7 +164,8 @@ func checkIndexes(ctx context.Context, c *pgx.Conn, schema string, found func(da
 // checkTables looks at every page of every table.
 func checkTables(ctx context.Context, c *pgx.Conn, schema string, found func(database.Finding)) error {
 	rows, err := c.Query(ctx, `
-		SELECT c.oid, 'table ' || n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
+		SELECT c.oid, 'table ' || n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_am a ON a.oid = c.relam
 		WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence = 'p' AND a.amname = 'heap' ORDER BY 2`)
 	if err != nil {
 		return err
@@ -169,7 +179,8 @@ func checkTables(ctx context.Context, c *pgx.Conn, schema string, found func(dat
 		return err
 	}
 	for _, x := range list {
-		sql := fmt.Sprintf(`SELECT %s, '%s', 'block ' || blkno || coalesce(', item ' || offnum, '') || ': ' || msg FROM %s.verify_heapam(%d::oid::regclass) LIMIT 20`,
+		sql := fmt.Sprintf(`SELECT %s, '%s', 'block ' || blkno || coalesce(', item ' || offnum, '') || ': ' || msg
+			FROM %s.verify_heapam(%d::oid::regclass) LIMIT 20`,
 			literal(x.Name), ClassCorruption, quote(schema), x.OID)
 		err := findings(ctx, c, sql, found)
 		if err := damaged(ctx, c, err, x.Name, found); err != nil {

@@ -124,7 +124,8 @@ func setting(line string) (name, value string, ok bool) {
 // preloadable are libraries that may be loaded into a clone: they watch, and start nothing that acts on its own. A
 // library that is not loaded may leave its extension's functions unusable, which the notes say.
 func preloadable() []string {
-	return []string{"auto_explain", "credcheck", "passwordcheck", "pg_hint_plan", "pg_qualstats", "pg_stat_kcache", "pg_stat_monitor", "pg_stat_statements",
+	return []string{"auto_explain", "credcheck", "passwordcheck", "pg_hint_plan", "pg_qualstats", "pg_stat_kcache", "pg_stat_monitor",
+		"pg_stat_statements",
 		"pg_store_plans", "pg_wait_sampling", "pgaudit", "plpgsql_check", "set_user"}
 }
 

@@ -59,11 +59,12 @@ func TestDial(t *testing.T) {
 	s := h.start(t, h.bin.new, []string{freshData(t, h.bin)}, nil)
 	s.Fill(t, 100)
 	asked := map[string]int{}
-	u := database.URL{Value: "postgres://sluice@pg.shop:5432/shop?sslmode=disable", Dial: func(ctx context.Context, _, address string) (net.Conn, error) {
-		asked[address]++
-		var d net.Dialer
-		return d.DialContext(ctx, "tcp", net.JoinHostPort(s.address, port))
-	}}
+	u := database.URL{Value: "postgres://sluice@pg.shop:5432/shop?sslmode=disable",
+		Dial: func(ctx context.Context, _, address string) (net.Conn, error) {
+			asked[address]++
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", net.JoinHostPort(s.address, port))
+		}}
 	db, err := New().Open(t.Context(), u)
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +79,9 @@ func TestDial(t *testing.T) {
 		t.Errorf("asked for %v", asked)
 	}
 	refused := errors.New("only the Service is meant")
-	u.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, fault.Newf(fault.Denied, "no: %w", refused) }
+	u.Dial = func(context.Context, string, string) (net.Conn, error) {
+		return nil, fault.Newf(fault.Denied, "no: %w", refused)
+	}
 	if _, err := New().Open(t.Context(), u); !errors.Is(err, refused) {
 		t.Errorf("the dialer's refusal comes back as %v", err)
 	}
@@ -124,12 +127,14 @@ func TestQuery(t *testing.T) {
 	}
 	defer opened.Close()
 	db := opened.(database.Querier)
-	for query, want := range map[string]string{"SELECT count(*) FROM orders": "100", "SELECT sum(total) FROM orders": "6312.50", "SELECT NULL": "NULL", "SELECT timestamptz '2025-01-01 00:00+01'": "2024-12-31 23:00:00+00"} {
+	for query, want := range map[string]string{"SELECT count(*) FROM orders": "100", "SELECT sum(total) FROM orders": "6312.50", "SELECT NULL": "NULL",
+		"SELECT timestamptz '2025-01-01 00:00+01'": "2024-12-31 23:00:00+00"} {
 		if got, err := db.Query(t.Context(), query); err != nil || got != want {
 			t.Errorf("%s gives %q, %v", query, got, err)
 		}
 	}
-	for _, query := range []string{"SELECT 1, 2", "SELECT id FROM orders", "SELECT id FROM orders WHERE false", "DELETE FROM orders", "COMMIT; DELETE FROM orders", "SELECT 1; SELECT 2", "SELECT nothing"} {
+	for _, query := range []string{"SELECT 1, 2", "SELECT id FROM orders", "SELECT id FROM orders WHERE false", "DELETE FROM orders",
+		"COMMIT; DELETE FROM orders", "SELECT 1; SELECT 2", "SELECT nothing"} {
 		if got, err := db.Query(t.Context(), query); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%s gives %q, %v", query, got, err)
 		}

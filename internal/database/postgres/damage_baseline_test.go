@@ -43,7 +43,9 @@ func checksum(t *testing.T, s *instance, db, table string, add func(uint64, [][]
 		t.Fatal(err)
 	}
 	defer c.Close(context.Background())
-	names, err := pgx.CollectRows(must(t)(c.Query(context.Background(), "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attname", table)), pgx.RowTo[string])
+	names, err := pgx.CollectRows(must(t)(c.Query(context.Background(),
+		"SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attname", table)),
+		pgx.RowTo[string])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +98,8 @@ func otherChecksums(t *testing.T, s *instance, list []damage) {
 	for name, classes := range missed {
 		t.Logf("%s misses %d of %d classes of rows: %s", name, len(classes), planted, strings.Join(classes, "; "))
 	}
-	for name, class := range map[string]string{"sum(md5(concat))": "14 delimiter and NULL shift between columns", "BIT_XOR(CRC32)": "2 values of two rows swapped"} {
+	for name, class := range map[string]string{"sum(md5(concat))": "14 delimiter and NULL shift between columns",
+		"BIT_XOR(CRC32)": "2 values of two rows swapped"} {
 		if !slices.Contains(missed[name], class) {
 			t.Errorf("%s is known not to see %q; the comparison is not fair", name, class)
 		}

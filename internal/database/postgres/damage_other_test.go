@@ -80,7 +80,8 @@ func (b *breaking) Read(p []byte) (int, error) {
 
 // TestMustNotPass is class 40: what could not be seen must never be called equal.
 func TestMustNotPass(t *testing.T) {
-	s := twoDatabases(t, "CREATE UNLOGGED TABLE cache AS SELECT 1 AS a", "CREATE TABLE secret AS SELECT i FROM generate_series(1, 5000) AS i; ALTER TABLE secret ENABLE ROW LEVEL SECURITY")
+	s := twoDatabases(t, "CREATE UNLOGGED TABLE cache AS SELECT 1 AS a",
+		"CREATE TABLE secret AS SELECT i FROM generate_series(1, 5000) AS i; ALTER TABLE secret ENABLE ROW LEVEL SECURITY")
 	s.exec(t, "postgres", "CREATE ROLE limited LOGIN; GRANT pg_read_all_data TO limited")
 	limited := func(u *database.URL) { u.Value = strings.Replace(u.Value, "sluice@", "limited@", 1) }
 	unknown := func(t *testing.T, o fingerprint.Options, reason string) {
@@ -161,7 +162,8 @@ func TestMustNotPass(t *testing.T) {
 // TestIndexLacksEntries is class 33: the function under an index on an expression is replaced. Rows and catalogs are
 // equal; only the engine's own check finds it.
 func TestIndexLacksEntries(t *testing.T) {
-	s := twoDatabases(t, "CREATE EXTENSION amcheck", "CREATE FUNCTION f(int4) RETURNS int4 IMMUTABLE LANGUAGE sql AS 'SELECT $1'", "CREATE INDEX by_f ON orders (f(n))")
+	s := twoDatabases(t, "CREATE EXTENSION amcheck", "CREATE FUNCTION f(int4) RETURNS int4 IMMUTABLE LANGUAGE sql AS 'SELECT $1'",
+		"CREATE INDEX by_f ON orders (f(n))")
 	replace := "CREATE OR REPLACE FUNCTION f(int4) RETURNS int4 IMMUTABLE LANGUAGE sql AS 'SELECT -$1'"
 	s.exec(t, "control", replace, "REINDEX INDEX by_f")
 	s.exec(t, "target", replace)
@@ -198,7 +200,8 @@ func TestIndexLacksEntries(t *testing.T) {
 func TestChecksFind(t *testing.T) {
 	s := twoDatabases(t)
 	s.exec(t, "target", "CREATE INDEX half ON orders (n); UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'half'::regclass",
-		"CREATE COLLATION c (provider = icu, locale = 'de'); CREATE TABLE sorted (a text COLLATE c); UPDATE pg_collation SET collversion = '1' WHERE collname = 'c'",
+		"CREATE COLLATION c (provider = icu, locale = 'de'); CREATE TABLE sorted (a text COLLATE c)",
+		"UPDATE pg_collation SET collversion = '1' WHERE collname = 'c'",
 		"CREATE TABLE large WITH (autovacuum_enabled = off) AS SELECT repeat('x', 1000) AS a FROM generate_series(1, 10000)")
 	db, err := New(OneDatabase()).Open(t.Context(), database.URL{Value: s.url("target")})
 	if err != nil {
@@ -222,8 +225,10 @@ func TestWholeCluster(t *testing.T) {
 	for i := range servers {
 		s := h.start(t, []string{h.bin.old, h.bin.new}[i], []string{freshData(t, h.bin)}, nil)
 		s.Fill(t, 5000)
-		s.exec(t, "postgres", "CREATE ROLE app LOGIN CONNECTION LIMIT 5", "CREATE DATABASE stock OWNER app", "ALTER ROLE app SET work_mem = '8MB'", "ALTER SYSTEM SET autovacuum_naptime = 30",
-			"CREATE EXTENSION postgres_fdw; CREATE SERVER away FOREIGN DATA WRAPPER postgres_fdw; CREATE USER MAPPING FOR app SERVER away OPTIONS (password 's3cret')",
+		s.exec(t, "postgres", "CREATE ROLE app LOGIN CONNECTION LIMIT 5", "CREATE DATABASE stock OWNER app", "ALTER ROLE app SET work_mem = '8MB'",
+			"ALTER SYSTEM SET autovacuum_naptime = 30",
+			"CREATE EXTENSION postgres_fdw; CREATE SERVER away FOREIGN DATA WRAPPER postgres_fdw",
+			"CREATE USER MAPPING FOR app SERVER away OPTIONS (password 's3cret')",
 			"SELECT pg_reload_conf()")
 		servers[i] = s
 	}
@@ -252,7 +257,8 @@ func TestWholeCluster(t *testing.T) {
 	if strings.Contains(fmt.Sprint(c), "s3cret") {
 		t.Error("the catalog tells a password")
 	}
-	servers[1].exec(t, "postgres", "DROP DATABASE stock", "ALTER ROLE app CREATEDB", "ALTER ROLE app RESET work_mem", "ALTER SYSTEM RESET autovacuum_naptime", "SELECT pg_reload_conf()", "CREATE ROLE intruder SUPERUSER")
+	servers[1].exec(t, "postgres", "DROP DATABASE stock", "ALTER ROLE app CREATEDB", "ALTER ROLE app RESET work_mem",
+		"ALTER SYSTEM RESET autovacuum_naptime", "SELECT pg_reload_conf()", "CREATE ROLE intruder SUPERUSER")
 	p, _ = plan()
 	var got []string
 	for _, f := range p.Findings {
@@ -261,7 +267,8 @@ func TestWholeCluster(t *testing.T) {
 		}
 	}
 	slices.Sort(got)
-	want := []string{"database missing database stock", "object changed role app", "object extra role intruder", "object missing database stock", "object missing setting autovacuum_naptime",
+	want := []string{"database missing database stock", "object changed role app", "object extra role intruder", "object missing database stock",
+		"object missing setting autovacuum_naptime",
 		"object missing settings of role app"}
 	if !slices.Equal(got, want) {
 		t.Errorf("found %q, want %q", got, want)

@@ -68,12 +68,14 @@ func (s *suite) rows(name, table string, plant []string, keys []int, want ...str
 
 // ordersTable makes the table that most damages are planted in. Rows lie in another order than their keys'.
 func ordersTable(name, key string) []string {
-	return []string{fmt.Sprintf(`CREATE TABLE %s (id int8 %s, email text, placed timestamptz, total numeric, weight float8, note text, doc json, docb jsonb,
+	return []string{fmt.Sprintf(`CREATE TABLE %s (id int8 %s, email text, placed timestamptz, total numeric, weight float8, note text, doc json,
+		docb jsonb,
 		tags int4[], span interval, blob bytea, n int4)`, name, key), fillOrders(name, 1, damageRows)}
 }
 
 func fillOrders(name string, from, to int) string {
-	return fmt.Sprintf(`INSERT INTO %s SELECT i, 'user' || i || '@example.com', timestamptz '2025-03-30 12:00+00' + i * interval '1 minute', i * 1.25, i / 8.0, 'note ' || i,
+	return fmt.Sprintf(`INSERT INTO %s SELECT i, 'user' || i || '@example.com', timestamptz '2025-03-30 12:00+00' + i * interval '1 minute', i * 1.25,
+		i / 8.0, 'note ' || i,
 		json_build_object('a', i, 'b', i + 1), jsonb_build_object('a', i), ARRAY[i, i + 1], i * interval '1 hour', decode(md5(i::text), 'hex'), i
 		FROM generate_series(%d, %d) AS i ORDER BY md5(i::text)`, name, from, to)
 }
@@ -159,7 +161,8 @@ func compareDatabases(t testing.TB, s *instance, a, b string) (*fingerprint.Repo
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	r, err := fingerprint.Compare(t.Context(), fingerprint.Options{Source: fingerprint.Side{Server: servers[0]}, Target: fingerprint.Side{Server: servers[1]}, Plan: plan,
+	r, err := fingerprint.Compare(t.Context(), fingerprint.Options{Source: fingerprint.Side{Server: servers[0]},
+		Target: fingerprint.Side{Server: servers[1]}, Plan: plan,
 		Seed: fingerprint.NewSeed(), Workers: 2, SpillDir: t.TempDir(), Differences: &out})
 	if err != nil {
 		t.Fatal(err)

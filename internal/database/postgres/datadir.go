@@ -55,7 +55,8 @@ func findVolumes(dirs []string) (*volumes, error) {
 		return nil, err
 	}
 	if v.version, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
-		return nil, fault.Newf(fault.Invalid, "%s holds %q, no version that is supported", filepath.Join(v.data, "PG_VERSION"), strings.TrimSpace(string(b)))
+		return nil, fault.Newf(fault.Invalid, "%s holds %q, no version that is supported", filepath.Join(v.data, "PG_VERSION"),
+			strings.TrimSpace(string(b)))
 	}
 	return v, nil
 }

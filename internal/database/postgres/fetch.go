@@ -97,7 +97,8 @@ func join(s *selection, p *database.Projection, columns [][]string) string {
 		names = append(names, name)
 		on = append(on, strings.ReplaceAll(s.equals[p.Key[i]], "%s", "u."+name))
 	}
-	return fmt.Sprintf(" WHERE t.ctid = ANY (ARRAY(SELECT t.ctid FROM %s JOIN ROWS FROM (%s) AS u(%s) ON %s))", s.from, strings.Join(arrays, ","), strings.Join(names, ","), strings.Join(on, " AND "))
+	return fmt.Sprintf(" WHERE t.ctid = ANY (ARRAY(SELECT t.ctid FROM %s JOIN ROWS FROM (%s) AS u(%s) ON %s))", s.from, strings.Join(arrays, ","),
+		strings.Join(names, ","), strings.Join(on, " AND "))
 }
 
 // literal quotes text. An escape string has one meaning whatever standard_conforming_strings says.

@@ -107,7 +107,8 @@ func freshData(t testing.TB, b binaries) string {
 			t.Fatal(err)
 		}
 		own(t, dir)
-		cmd := exec.Command(filepath.Join(b.old, "initdb"), "-D", dir, "-U", "sluice", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--data-checksums", "--no-sync",
+		cmd := exec.Command(filepath.Join(b.old, "initdb"), "-D", dir, "-U", "sluice", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--data-checksums",
+			"--no-sync",
 			"--wal-segsize=4") // smaller than usual, because data directories are copied all the time
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential(t)}
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -302,13 +303,15 @@ func (s *instance) ask(t testing.TB, db, sql string) string {
 func (s *instance) Fill(t testing.TB, n int) {
 	t.Helper()
 	s.exec(t, "postgres", "CREATE DATABASE "+databasetest.Shop)
-	s.exec(t, databasetest.Shop, "CREATE EXTENSION amcheck", `CREATE TABLE orders (id int8 PRIMARY KEY, email text NOT NULL, placed timestamptz NOT NULL, total numeric(12,2), note text)`,
+	s.exec(t, databasetest.Shop, "CREATE EXTENSION amcheck", `CREATE TABLE orders (
+		id int8 PRIMARY KEY, email text NOT NULL, placed timestamptz NOT NULL, total numeric(12,2), note text)`,
 		fmt.Sprintf(`INSERT INTO orders SELECT %s FROM generate_series(1, %d) AS i`, orderValues, n), "ANALYZE orders")
 	s.exec(t, "postgres", "CREATE EXTENSION amcheck")
 }
 
 // orderValues are the columns of order i.
-const orderValues = `i, 'user' || i || '@example.com', timestamptz '2025-03-30 12:00+00' + i * interval '1 minute', i * 1.25, 'a note about order ' || i`
+const orderValues = `i, 'user' || i || '@example.com', timestamptz '2025-03-30 12:00+00' + i * interval '1 minute',
+	i * 1.25, 'a note about order ' || i`
 
 func (s *instance) Insert(ctx context.Context, id int64) error {
 	s.mu.Lock()
@@ -478,7 +481,8 @@ func skeleton(t testing.TB) string {
 			t.Fatal(err)
 		}
 	}
-	for name, text := range map[string]string{"PG_VERSION": "15\n", "global/pg_control": "", "postgresql.conf": "", "postgresql.auto.conf": "", "pg_hba.conf": "", "pg_ident.conf": ""} {
+	for name, text := range map[string]string{"PG_VERSION": "15\n", "global/pg_control": "", "postgresql.conf": "", "postgresql.auto.conf": "",
+		"pg_hba.conf": "", "pg_ident.conf": ""} {
 		if err := os.WriteFile(filepath.Join(data, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -31,10 +31,12 @@ func TestMillionsOfRows(t *testing.T) {
 	}
 	h := newHarness(t, "-c", "fsync=off", "-c", "max_wal_size=4GB", "-c", "full_page_writes=off")
 	s := h.start(t, h.bin.new, []string{freshData(t, h.bin)}, nil)
-	const row = `SELECT '%s/with-a-rather-long-prefix-0123456789/abcdefghijk' || lpad(i::text, 10, '0'), i %s, 'a note of some length ' || i FROM generate_series(0, %d) AS i WHERE %s`
+	const row = `SELECT '%s/with-a-rather-long-prefix-0123456789/abcdefghijk' || lpad(i::text, 10, '0'), i %s, 'a note of some length ' || i
+		FROM generate_series(0, %d) AS i WHERE %s`
 	for db, parts := range map[string][]string{
 		"control": {fmt.Sprintf(row, "k", "", rows-1, "true")},
-		"target":  {fmt.Sprintf(row, "k", "+ CASE WHEN i % 20 < 4 THEN 3600 ELSE 0 END", rows-1, "i % 20 NOT IN (4, 5, 6)"), fmt.Sprintf(row, "x", "", rows-1, "i % 20 IN (7, 8, 9)")},
+		"target": {fmt.Sprintf(row, "k", "+ CASE WHEN i % 20 < 4 THEN 3600 ELSE 0 END", rows-1, "i % 20 NOT IN (4, 5, 6)"),
+			fmt.Sprintf(row, "x", "", rows-1, "i % 20 IN (7, 8, 9)")},
 	} {
 		s.exec(t, "postgres", "CREATE DATABASE "+db)
 		s.exec(t, db, "CREATE TABLE big (key text NOT NULL, n int8, note text)")
@@ -50,7 +52,8 @@ func TestMillionsOfRows(t *testing.T) {
 	for _, cells := range []int{64, fingerprint.DefaultCells} {
 		result := inChild(t, s, cells)
 		x, hwm := result.Report, result.HWM
-		t.Logf("%d cells: %.1f s, %.0f rows/s, %d MiB spilled, VmHWM %d MiB, %d passes", cells, x.Cost.Seconds, x.Cost.RowsPerSecond, x.Cost.SpillBytes>>20, hwm>>20, x.Cost.Passes)
+		t.Logf("%d cells: %.1f s, %.0f rows/s, %d MiB spilled, VmHWM %d MiB, %d passes", cells, x.Cost.Seconds, x.Cost.RowsPerSecond, x.Cost.SpillBytes>>20,
+			hwm>>20, x.Cost.Passes)
 		table := x.Tables[0]
 		if n := int64(rows / 20); table.Changed != 4*n || table.Missing != 3*n || table.Extra != 3*n || table.Differences() != 10*n {
 			t.Errorf("changed %d, missing %d, extra %d of %d", table.Changed, table.Missing, table.Extra, table.Differences())
@@ -127,13 +130,15 @@ func compareLong(t *testing.T, args string) {
 		}
 		servers[i] = db
 	}
-	plan, err := fingerprint.NewPlan(catalogs[0], catalogs[1], fingerprint.PlanOptions{Databases: map[string]string{"control": "target"}, Tables: []string{"big"}})
+	plan, err := fingerprint.NewPlan(catalogs[0], catalogs[1], fingerprint.PlanOptions{Databases: map[string]string{"control": "target"},
+		Tables: []string{"big"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var lines lineCounter
-	r, err := fingerprint.Compare(t.Context(), fingerprint.Options{Differences: &lines, Source: fingerprint.Side{Server: servers[0]}, Target: fingerprint.Side{Server: servers[1]},
-		Plan: plan, Seed: fingerprint.Seed{7}, Workers: 2, Cells: cells, SpillDir: t.TempDir()})
+	r, err := fingerprint.Compare(t.Context(), fingerprint.Options{Differences: &lines, Source: fingerprint.Side{Server: servers[0]},
+		Target: fingerprint.Side{Server: servers[1]},
+		Plan:   plan, Seed: fingerprint.Seed{7}, Workers: 2, Cells: cells, SpillDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,18 +30,21 @@ func clusterQueries(version int) []objectQuery {
 			                     ORDER BY pg_get_userbyid(m.roleid)) FROM pg_auth_members m WHERE m.member = r.oid))
 			FROM pg_roles r WHERE r.rolname !~ '^pg_'`},
 		{"database", `
-			SELECT d.datname::text, jsonb_build_object('owner', pg_get_userbyid(d.datdba), 'encoding', pg_encoding_to_char(d.encoding), 'collate', d.datcollate,
+			SELECT d.datname::text, jsonb_build_object('owner', pg_get_userbyid(d.datdba), 'encoding', pg_encoding_to_char(d.encoding), 'collate',
+			d.datcollate,
 			       'ctype', d.datctype, 'connection limit', nullif(d.datconnlimit, -1), 'template', d.datistemplate, 'allows connections', d.datallowconn,
 			       'tablespace', t.spcname, 'acl', ` + aclText("d.datacl", "d", "d.datdba") + `, 'provider', ` + provider + `)
 			FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace`},
 		{"tablespace", `
-			SELECT spcname::text, jsonb_build_object('owner', pg_get_userbyid(spcowner), 'acl', ` + aclText("spcacl", "t", "spcowner") + `, 'options', array_to_string(spcoptions, ', '))
+			SELECT spcname::text, jsonb_build_object('owner', pg_get_userbyid(spcowner), 'acl', ` + aclText("spcacl", "t", "spcowner") + `,
+			       'options', array_to_string(spcoptions, ', '))
 			FROM pg_tablespace WHERE spcname !~ '^pg_'`},
 		{database.KindSetting, `
 			SELECT name, jsonb_build_object('value', CASE WHEN name ~ '(password|passphrase|secret)' THEN '…' ELSE setting END)
 			FROM pg_settings WHERE source = 'configuration file' AND name NOT IN ('` + strings.Join(perInstance, "', '") + `') AND name !~ '^log_'`},
 		{"settings of", `
-			SELECT coalesce('database ' || d.datname, '') || CASE WHEN s.setdatabase <> 0 AND s.setrole <> 0 THEN ', ' ELSE '' END || coalesce('role ' || pg_get_userbyid(nullif(s.setrole, 0)), ''),
+			SELECT coalesce('database ' || d.datname, '') || CASE WHEN s.setdatabase <> 0 AND s.setrole <> 0 THEN ', ' ELSE '' END || coalesce('role '
+			|| pg_get_userbyid(nullif(s.setrole, 0)), ''),
 			       jsonb_build_object('values', (SELECT string_agg(x, ', ' ORDER BY x COLLATE "C") FROM unnest(s.setconfig) AS x))
 			FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase`},
 		{database.KindReplicationSlot, `
@@ -66,18 +69,23 @@ func relationQueries(version int) []objectQuery {
 		{"schema", `SELECT n.nspname::text, jsonb_build_object('owner', pg_get_userbyid(n.nspowner), 'acl', ` + aclText("n.nspacl", "n", "n.nspowner") + `)
 			FROM pg_namespace n WHERE ` + mine + notOfExtension("pg_namespace", "n.oid")},
 		{"", `
-			SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned table' WHEN 'm' THEN 'materialised view' WHEN 'v' THEN 'view' ELSE 'foreign table' END,
-			       n.nspname || '.' || c.relname, jsonb_build_object('owner', pg_get_userbyid(c.relowner), 'acl', ` + aclText("c.relacl", "r", "c.relowner") + `,
-			       'persistence', c.relpersistence::text, 'row security', nullif(c.relrowsecurity, false), 'forced row security', nullif(c.relforcerowsecurity, false),
+			SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned table' WHEN 'm' THEN 'materialised view' WHEN 'v' THEN 'view'
+			ELSE 'foreign table' END,
+			       n.nspname || '.' || c.relname, jsonb_build_object(
+			       'owner', pg_get_userbyid(c.relowner), 'acl', ` + aclText("c.relacl", "r", "c.relowner") + `,
+			       'persistence', c.relpersistence::text, 'row security', nullif(c.relrowsecurity, false), 'forced row security', nullif(c.relforcerowsecurity,
+			       false),
 			       'replica identity', nullif(c.relreplident::text, 'd'), 'tablespace', (SELECT spcname FROM pg_tablespace t WHERE t.oid = c.reltablespace),
 			       'options', (SELECT string_agg(x, ', ' ORDER BY x COLLATE "C") FROM unnest(c.reloptions) AS x),
 			       'access method', (SELECT nullif(a.amname, 'heap') FROM pg_am a WHERE a.oid = c.relam),
 			       'partition key', CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END, 'partition', pg_get_expr(c.relpartbound, c.oid),
 			       'parents', (SELECT string_agg(h.inhparent::regclass::text, ', ' ORDER BY h.inhseqno) FROM pg_inherits h WHERE h.inhrelid = c.oid),
-			       'definition', CASE WHEN c.relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid) END, 'populated', CASE WHEN c.relkind = 'm' THEN c.relispopulated END,
+			       'definition', CASE WHEN c.relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid) END, 'populated',
+			       CASE WHEN c.relkind = 'm' THEN c.relispopulated END,
 			       'server', (SELECT s.srvname FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver WHERE f.ftrelid = c.oid),
 			       'comment', obj_description(c.oid, 'pg_class'))
-			       || coalesce((SELECT jsonb_object_agg('column ' || a.attname, x.text) FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+			       || coalesce((SELECT jsonb_object_agg('column ' || a.attname, x.text) FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid
+			       AND d.adnum = a.attnum
 			                    JOIN pg_type t ON t.oid = a.atttypid, LATERAL (SELECT nullif(concat_ws(' ',
 			                        CASE WHEN c.relkind NOT IN ('r', 'm') THEN format_type(a.atttypid, a.atttypmod) END,
 			                        CASE WHEN a.attcollation <> t.typcollation THEN 'collate ' || a.attcollation::regcollation END,
@@ -92,15 +100,19 @@ func relationQueries(version int) []objectQuery {
 			WHERE c.relkind IN ('r', 'p', 'm', 'v', 'f') AND c.relpersistence <> 't' AND ` + mine + notOfExtension("pg_class", "c.oid")},
 		{"index", `
 			SELECT n.nspname || '.' || x.relname, jsonb_build_object('definition', pg_get_indexdef(i.indexrelid), 'owner', pg_get_userbyid(x.relowner),
-			       'unique', i.indisunique, 'primary', i.indisprimary, 'valid', i.indisvalid, 'ready', i.indisready, 'live', i.indislive, 'immediate', i.indimmediate,
-			       'replica identity', nullif(i.indisreplident, false), 'tablespace', (SELECT spcname FROM pg_tablespace t WHERE t.oid = x.reltablespace)` + nulls + `)
+			       'unique', i.indisunique, 'primary', i.indisprimary, 'valid', i.indisvalid, 'ready', i.indisready, 'live', i.indislive, 'immediate',
+			       i.indimmediate,
+			       'replica identity', nullif(i.indisreplident, false),
+			       'tablespace', (SELECT spcname FROM pg_tablespace t WHERE t.oid = x.reltablespace)` + nulls + `)
 			FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = x.relnamespace
 			WHERE c.relpersistence <> 't' AND ` + mine + notOfExtension("pg_class", "c.oid")},
 		{"constraint", `
-			SELECT n.nspname || '.' || coalesce(c.relname, t.typname) || '.' || k.conname, jsonb_build_object('definition', pg_get_constraintdef(k.oid), 'validated', k.convalidated,
+			SELECT n.nspname || '.' || coalesce(c.relname, t.typname) || '.'
+			|| k.conname, jsonb_build_object('definition', pg_get_constraintdef(k.oid), 'validated', k.convalidated,
 			       'local', k.conislocal, 'disabled triggers', (SELECT string_agg(DISTINCT g.tgenabled::text, '') FROM pg_trigger g
 			                                                   WHERE g.tgconstraint = k.oid AND g.tgisinternal AND g.tgenabled <> 'O'))
-			FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_type t ON t.oid = k.contypid
+			FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace LEFT JOIN pg_class c ON c.oid = k.conrelid LEFT
+			JOIN pg_type t ON t.oid = k.contypid
 			WHERE k.contype NOT IN ('n', 't') AND coalesce(c.relpersistence, 'p') <> 't' AND ` + mine + notOfExtension("pg_constraint", "k.oid")},
 		{"trigger", `
 			SELECT n.nspname || '.' || c.relname || '.' || g.tgname, jsonb_build_object('definition', pg_get_triggerdef(g.oid), 'enabled', g.tgenabled::text)
@@ -127,22 +139,27 @@ func codeQueries() []objectQuery {
 			SELECT n.nspname || '.' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')',
 			       jsonb_build_object('definition', CASE WHEN p.prokind <> 'a' THEN pg_get_functiondef(p.oid) END, 'owner', pg_get_userbyid(p.proowner),
 			       'acl', ` + aclText("p.proacl", "f", "p.proowner") + `, 'result', pg_get_function_result(p.oid),
-			       'aggregate', (SELECT concat_ws(' ', a.aggkind, a.aggtransfn::regprocedure, a.aggfinalfn::regproc, a.aggcombinefn::regproc, a.aggtranstype::regtype, a.agginitval)
+			       'aggregate', (SELECT concat_ws(' ', a.aggkind, a.aggtransfn::regprocedure, a.aggfinalfn::regproc, a.aggcombinefn::regproc,
+			       a.aggtranstype::regtype, a.agginitval)
 			                     FROM pg_aggregate a WHERE a.aggfnoid = p.oid))
 			FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE ` + mine + notOfExtension("pg_proc", "p.oid")},
 		{"type", `
-			SELECT n.nspname || '.' || t.typname, jsonb_build_object('kind', t.typtype::text, 'owner', pg_get_userbyid(t.typowner), 'acl', ` + aclText("t.typacl", "T", "t.typowner") + `,
+			SELECT n.nspname || '.' || t.typname, jsonb_build_object('kind', t.typtype::text,
+			       'owner', pg_get_userbyid(t.typowner), 'acl', ` + aclText("t.typacl", "T", "t.typowner") + `,
 			       'labels', (SELECT string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = t.oid),
-			       'base', CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END, 'not null', nullif(t.typnotnull, false), 'default', t.typdefault,
+			       'base', CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END, 'not null', nullif(t.typnotnull, false), 'default',
+			       t.typdefault,
 			       'collation', CASE WHEN t.typtype = 'd' AND t.typcollation <> 0 THEN t.typcollation::regcollation::text END,
 			       'subtype', (SELECT format_type(r.rngsubtype, NULL) FROM pg_range r WHERE r.rngtypid = t.oid),
 			       'attributes', (SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
 			                      FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped))
 			FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace LEFT JOIN pg_class c ON c.oid = t.typrelid
-			WHERE t.typtype NOT IN ('p', 'm') AND coalesce(c.relkind, 'c') = 'c' AND NOT (t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler'::regproc) AND ` +
+			WHERE t.typtype NOT IN ('p', 'm') AND coalesce(c.relkind, 'c') = 'c'
+			  AND NOT (t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler'::regproc) AND ` +
 			mine + notOfExtension("pg_type", "t.oid")},
 		{"event trigger", `
-			SELECT e.evtname::text, jsonb_build_object('event', e.evtevent, 'owner', pg_get_userbyid(e.evtowner), 'function', e.evtfoid::regprocedure::text, 'enabled', e.evtenabled::text,
+			SELECT e.evtname::text, jsonb_build_object('event', e.evtevent, 'owner', pg_get_userbyid(e.evtowner), 'function', e.evtfoid::regprocedure::text,
+			'enabled', e.evtenabled::text,
 			       'tags', array_to_string(e.evttags, ', ')) FROM pg_event_trigger e WHERE true` + notOfExtension("pg_event_trigger", "e.oid")},
 	}
 }
@@ -159,24 +176,29 @@ func otherQueries(version int) []objectQuery {
 	}
 	return []objectQuery{
 		{"extension", `
-			SELECT e.extname::text, jsonb_build_object('version', e.extversion, 'schema', e.extnamespace::regnamespace::text, 'owner', pg_get_userbyid(e.extowner)) FROM pg_extension e`},
+			SELECT e.extname::text, jsonb_build_object('version', e.extversion, 'schema', e.extnamespace::regnamespace::text,
+			       'owner', pg_get_userbyid(e.extowner)) FROM pg_extension e`},
 		{"collation", `
-			SELECT n.nspname || '.' || c.collname, jsonb_build_object('provider', c.collprovider::text, 'deterministic', c.collisdeterministic, 'collate', c.collcollate,
+			SELECT n.nspname || '.' || c.collname, jsonb_build_object('provider', c.collprovider::text, 'deterministic', c.collisdeterministic, 'collate',
+			c.collcollate,
 			       'ctype', c.collctype, 'locale', ` + locale + `, 'version', c.collversion)
 			FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
 			WHERE c.collprovider <> 'd' AND c.collencoding IN (-1, (SELECT encoding FROM pg_database WHERE datname = current_database()))
 			  AND (c.oid >= 16384 OR EXISTS (SELECT FROM pg_attribute a WHERE a.attcollation = c.oid AND a.attrelid >= 16384))`},
 		{"publication", `
-			SELECT p.pubname::text, jsonb_build_object('owner', pg_get_userbyid(p.pubowner), 'all tables', p.puballtables, 'insert', p.pubinsert, 'update', p.pubupdate,
+			SELECT p.pubname::text, jsonb_build_object('owner', pg_get_userbyid(p.pubowner), 'all tables', p.puballtables, 'insert', p.pubinsert, 'update',
+			p.pubupdate,
 			       'delete', p.pubdelete, 'truncate', p.pubtruncate, 'by root', p.pubviaroot,
-			       'tables', (SELECT string_agg(r.prrelid::regclass::text, ', ' ORDER BY r.prrelid::regclass::text) FROM pg_publication_rel r WHERE r.prpubid = p.oid))
+			       'tables', (SELECT string_agg(r.prrelid::regclass::text, ', ' ORDER BY r.prrelid::regclass::text) FROM pg_publication_rel r
+			       WHERE r.prpubid = p.oid))
 			FROM pg_publication p`},
 		{"subscription", `
 			SELECT s.subname::text, jsonb_build_object('owner', pg_get_userbyid(s.subowner), 'enabled', s.subenabled, 'slot', s.subslotname::text,
 			       'publications', array_to_string(s.subpublications, ', '))
 			FROM pg_subscription s WHERE s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())`},
 		{"foreign server", `
-			SELECT s.srvname::text, jsonb_build_object('owner', pg_get_userbyid(s.srvowner), 'wrapper', w.fdwname::text, 'acl', ` + aclText("s.srvacl", "S", "s.srvowner") + `)
+			SELECT s.srvname::text, jsonb_build_object('owner', pg_get_userbyid(s.srvowner), 'wrapper', w.fdwname::text,
+			       'acl', ` + aclText("s.srvacl", "S", "s.srvowner") + `)
 			FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw`},
 		{"default privileges", `
 			SELECT pg_get_userbyid(d.defaclrole) || coalesce(' in ' || n.nspname, '') || ' for ' || d.defaclobjtype::text, jsonb_build_object('acl',
@@ -190,7 +212,8 @@ func otherQueries(version int) []objectQuery {
 			      UNION ALL SELECT 'pg_am'::regclass, oid FROM pg_am UNION ALL SELECT 'pg_transform'::regclass, oid FROM pg_transform
 			      UNION ALL SELECT 'pg_ts_config'::regclass, oid FROM pg_ts_config UNION ALL SELECT 'pg_ts_dict'::regclass, oid FROM pg_ts_dict
 			      UNION ALL SELECT 'pg_ts_parser'::regclass, oid FROM pg_ts_parser UNION ALL SELECT 'pg_ts_template'::regclass, oid FROM pg_ts_template
-			      UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid FROM pg_foreign_data_wrapper UNION ALL SELECT 'pg_user_mapping'::regclass, umid FROM pg_user_mappings) AS o,
+			      UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid FROM pg_foreign_data_wrapper UNION ALL SELECT 'pg_user_mapping'::regclass, umid
+			      FROM pg_user_mappings) AS o,
 			      LATERAL pg_identify_object(o.class, o.oid, 0) AS i
 			WHERE o.oid >= 16384 AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = o.class AND e.objid = o.oid AND e.deptype = 'e')`},
 	}

@@ -60,7 +60,8 @@ func paramTimestamp(canon []byte) (string, bool) {
 	if suffix != "" && year > 4713 {
 		return "", false // wrapped around
 	}
-	return fmt.Sprintf("%04d-%02d-%02d %02d:%02d:%02d.%06d+00%s", year, t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond()/1000, suffix), true
+	return fmt.Sprintf("%04d-%02d-%02d %02d:%02d:%02d.%06d+00%s", year, t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond()/1000,
+		suffix), true
 }
 
 func paramInterval(canon []byte) (string, bool) {

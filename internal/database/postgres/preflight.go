@@ -14,24 +14,29 @@ import (
 // serverError returns what the server said, if it was the server.
 func serverError(err error) (*pgconn.PgError, bool) { return errors.AsType[*pgconn.PgError](err) }
 
-// privileges are what Sluice needs: a question that is true where it is there, and what is missing where it is not.
-func privileges(version int) []struct{ has, name, message string } {
-	p := []struct{ has, name, message string }{
-		{`pg_has_role(current_user, 'pg_read_all_data', 'USAGE')`, "read", "GRANT pg_read_all_data TO %s; without it tables are not compared"},
-		{`pg_has_role(current_user, 'pg_monitor', 'USAGE')`, "settings", "GRANT pg_monitor TO %s; without it settings that only it may see are not compared"},
+// privilege is something that Sluice needs: a question that is true where it is there, and what is missing where it is not.
+type privilege struct{ has, name, message string }
+
+func privileges(version int) []privilege {
+	p := []privilege{
+		{`pg_has_role(current_user, 'pg_read_all_data', 'USAGE')`, "read",
+			"GRANT pg_read_all_data TO %s; without it tables are not compared"},
+		{`pg_has_role(current_user, 'pg_monitor', 'USAGE')`, "settings",
+			"GRANT pg_monitor TO %s; without it settings that only it may see are not compared"},
 		{`(SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = current_user)`, "policies",
 			"ALTER ROLE %s BYPASSRLS; without it tables whose policies hide rows are not compared"},
 		{`(SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user)`, "log",
 			"ALTER ROLE %s REPLICATION; without it the log cannot be kept while a copy is made"},
 	}
-	if version >= 150000 {
-		return append(p,
-			struct{ has, name, message string }{`pg_has_role(current_user, 'pg_checkpoint', 'USAGE')`, "checkpoint", "GRANT pg_checkpoint TO %s; without it a copy cannot begin with a checkpoint"},
-			struct{ has, name, message string }{`has_function_privilege('pg_backup_start(text, boolean)', 'EXECUTE') AND has_function_privilege('pg_backup_stop(boolean)', 'EXECUTE')`, "backup",
-				"GRANT EXECUTE ON FUNCTION pg_backup_start, pg_backup_stop TO %s; without it no copy can be made where the cut is not atomic"})
+	if version < 150000 {
+		return append(p, privilege{`(SELECT rolsuper FROM pg_roles WHERE rolname = current_user)`, "backup",
+			"ALTER ROLE %s SUPERUSER; before PostgreSQL 15 a checkpoint needs it"})
 	}
-	return append(p, struct{ has, name, message string }{`(SELECT rolsuper FROM pg_roles WHERE rolname = current_user)`, "backup",
-		"ALTER ROLE %s SUPERUSER; before PostgreSQL 15 a checkpoint needs it"})
+	return append(p,
+		privilege{`pg_has_role(current_user, 'pg_checkpoint', 'USAGE')`, "checkpoint",
+			"GRANT pg_checkpoint TO %s; without it a copy cannot begin with a checkpoint"},
+		privilege{`has_function_privilege('pg_backup_start(text, boolean)', 'EXECUTE') AND has_function_privilege('pg_backup_stop(boolean)', 'EXECUTE')`,
+			"backup", "GRANT EXECUTE ON FUNCTION pg_backup_start, pg_backup_stop TO %s; without it no copy can be made where the cut is not atomic"})
 }
 
 // Preflight implements database.Preflighter.

@@ -25,7 +25,8 @@ type dangerous struct {
 }
 
 func newDangerous(t *testing.T) *dangerous {
-	h := newHarness(t, "-c", "fsync=off", "-c", "wal_level=logical", "-c", "log_connections=on", "-c", "log_replication_commands=on", "-c", "max_prepared_transactions=5")
+	h := newHarness(t, "-c", "fsync=off", "-c", "wal_level=logical", "-c", "log_connections=on", "-c", "log_replication_commands=on", "-c",
+		"max_prepared_transactions=5")
 	publisher := h.start(t, h.bin.new, []string{freshData(t, h.bin)}, nil)
 	publisher.exec(t, "postgres", "CREATE TABLE feed (id int4 PRIMARY KEY); INSERT INTO feed VALUES (1); CREATE PUBLICATION feed FOR TABLE feed")
 	d := &dangerous{publisher: publisher, archive: databasetest.Root(t)}
@@ -48,7 +49,8 @@ func newDangerous(t *testing.T) *dangerous {
 		"SELECT pg_create_physical_replication_slot('standby', true)", fmt.Sprintf("CREATE TABLESPACE fast LOCATION '%s/fast'", spaces),
 		"CREATE TABLE feed (id int4 PRIMARY KEY)",
 		fmt.Sprintf("CREATE SUBSCRIPTION feed CONNECTION 'host=%s port=%s user=sluice dbname=postgres' PUBLICATION feed", publisher.address, port))
-	d.exec(t, databasetest.Shop, "CREATE TABLE archive TABLESPACE fast AS SELECT i FROM generate_series(1, 1000) AS i", "SELECT pg_create_logical_replication_slot('changes', 'pgoutput')")
+	d.exec(t, databasetest.Shop, "CREATE TABLE archive TABLESPACE fast AS SELECT i FROM generate_series(1, 1000) AS i",
+		"SELECT pg_create_logical_replication_slot('changes', 'pgoutput')")
 	d.Stop(t)
 	d.instance = h.start(t, h.bin.old, d.dirs, nil) // archiving begins with a start
 	d.exec(t, databasetest.Shop, "BEGIN; INSERT INTO archive VALUES (-1); PREPARE TRANSACTION 'undecided'", "SELECT pg_switch_wal()", "CHECKPOINT")
@@ -79,7 +81,8 @@ func moveInto(t testing.TB, from, to string) {
 // exercise makes a clone do all that it could do harm with.
 func exercise(t *testing.T, s *instance) {
 	t.Helper()
-	s.exec(t, databasetest.Shop, "INSERT INTO archive SELECT generate_series(1, 10000)", "DELETE FROM archive WHERE i < 500", "VACUUM archive", "UPDATE orders SET note = 'clone'",
+	s.exec(t, databasetest.Shop, "INSERT INTO archive SELECT generate_series(1, 10000)", "DELETE FROM archive WHERE i < 500", "VACUUM archive",
+		"UPDATE orders SET note = 'clone'",
 		"SELECT pg_switch_wal()", "INSERT INTO archive VALUES (0)", "SELECT pg_switch_wal()", "CHECKPOINT")
 	if n := s.ask(t, "postgres", "SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ '(logical|archiver|walsender|walreceiver)'"); n != "0" {
 		t.Errorf("%s processes of the clone talk to others", n)
@@ -104,7 +107,8 @@ func TestQuarantine(t *testing.T) {
 		t.Fatal(err)
 	}
 	notes := strings.Join(l.Notes, "\n")
-	for _, want := range []string{"replication slot standby was removed", "replication slot changes was removed", "prepared transaction", "archive_command was", "fast and now leads to", "log and now leads to",
+	for _, want := range []string{"replication slot standby was removed", "replication slot changes was removed", "prepared transaction",
+		"archive_command was", "fast and now leads to", "log and now leads to",
 		"primary_conninfo was set"} {
 		if !strings.Contains(notes, want) {
 			t.Errorf("the notes do not say %q:\n%s", want, notes)
@@ -235,13 +239,15 @@ include_dir 'conf.d'
 		t.Fatal(err)
 	}
 	args, notes := strings.Join(l.Args, " "), strings.Join(l.Notes, "\n")
-	for _, want := range []string{"shared_preload_libraries=pg_stat_statements ", "data_directory=" + data, "hba_file=" + data + "/pg_hba.conf", "archive_mode=off", "restore_command= ",
+	for _, want := range []string{"shared_preload_libraries=pg_stat_statements ", "data_directory=" + data, "hba_file=" + data + "/pg_hba.conf",
+		"archive_mode=off", "restore_command= ",
 		"max_logical_replication_workers=0", "cron.launch_active_jobs=off", "synchronous_standby_names= ", "unix_socket_directories= "} {
 		if !strings.Contains(args+" ", want) {
 			t.Errorf("the arguments do not hold %q: %s", want, args)
 		}
 	}
-	for _, want := range []string{"pg_cron, $libdir/timescaledb not loaded", `archive_library was "it's"`, `synchronous_standby_names was "b"`, "standby.signal was removed"} {
+	for _, want := range []string{"pg_cron, $libdir/timescaledb not loaded",
+		`archive_library was "it's"`, `synchronous_standby_names was "b"`, "standby.signal was removed"} {
 		if !strings.Contains(notes, want) {
 			t.Errorf("the notes do not hold %q:\n%s", want, notes)
 		}

@@ -95,7 +95,8 @@ func (l *lease) begin(ctx context.Context, q database.QuiesceRequest) error {
 	var standby bool
 	var fsync, pages string
 	var version int
-	err := l.conn.QueryRow(ctx, `SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'), current_setting('server_version_num')::int4`).
+	err := l.conn.QueryRow(ctx, `
+		SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'), current_setting('server_version_num')::int4`).
 		Scan(&standby, &fsync, &pages, &version)
 	if err != nil {
 		return l.target.fault(ctx, err, "asking how the server runs")
@@ -112,7 +113,8 @@ func (l *lease) begin(ctx context.Context, q database.QuiesceRequest) error {
 	if l.atomic && (fsync != "on" || pages != "on") {
 		// A cut that recovery has to repair needs both. The backup mode writes full pages whatever the setting says.
 		l.atomic = false
-		l.notes = append(l.notes, fmt.Sprintf("fsync is %s and full_page_writes is %s, so an atomic cut could not be recovered: backup mode was used", fsync, pages))
+		l.notes = append(l.notes, fmt.Sprintf("fsync is %s and full_page_writes is %s, so an atomic cut could not be recovered: backup mode was used",
+			fsync, pages))
 	}
 	const unlimited = "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0"
 	if _, err := l.conn.PgConn().Exec(ctx, unlimited).ReadAll(); err != nil {

@@ -36,7 +36,8 @@ func load(t *testing.T, s *instance) (stop func()) {
 		}
 		done <- err
 	}
-	go run("BEGIN; UPDATE accounts SET balance = balance - 1 WHERE id = 1 + random() * 19998; UPDATE accounts SET balance = balance + 1 WHERE id = 20000; " +
+	go run("BEGIN; UPDATE accounts SET balance = balance - 1 WHERE id = 1 + random() * 19998; " +
+		"UPDATE accounts SET balance = balance + 1 WHERE id = 20000; " +
 		"UPDATE accounts SET balance = -(SELECT sum(balance) FROM accounts WHERE id <> 20000) WHERE id = 20000; COMMIT")
 	go run("CHECKPOINT")
 	return func() {
@@ -126,7 +127,8 @@ func TestBackupIsNotFinished(t *testing.T) {
 	if lease.Level() != levelAssembled {
 		t.Errorf("without fsync the copy is %s", lease.Level())
 	}
-	s.exec(t, databasetest.Shop, "INSERT INTO orders SELECT "+orderValues+" FROM generate_series(2000, 3000) AS i", "SELECT pg_switch_wal()", "CHECKPOINT")
+	s.exec(t, databasetest.Shop, "INSERT INTO orders SELECT "+orderValues+" FROM generate_series(2000, 3000) AS i", "SELECT pg_switch_wal()",
+		"CHECKPOINT")
 	dirs := databasetest.Copy(t, s.dirs)
 	a, err := lease.Release(t.Context())
 	if err != nil {
@@ -149,7 +151,8 @@ func TestCloneWithoutLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.exec(t, databasetest.Shop, "INSERT INTO orders SELECT "+orderValues+" FROM generate_series(2000, 3000) AS i", "SELECT pg_switch_wal()", "CHECKPOINT")
+	s.exec(t, databasetest.Shop, "INSERT INTO orders SELECT "+orderValues+" FROM generate_series(2000, 3000) AS i", "SELECT pg_switch_wal()",
+		"CHECKPOINT")
 	dirs := databasetest.Copy(t, s.dirs)
 	a, err := lease.Release(t.Context())
 	if err != nil {

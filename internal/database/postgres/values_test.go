@@ -21,7 +21,8 @@ var values = []struct {
 	{"oid", "integer", []string{"0", "4294967295"}},
 	{"float4", "float", []string{"0", "-0", "1.1", "NaN", "Infinity", "-Infinity", "1e-40"}},
 	{"float8", "float", []string{"0", "-0", "0.1", "0.10000000000000002", "NaN", "Infinity", "-Infinity", "5e-324"}},
-	{"numeric", "numeric", []string{"0", "0.00", "1", "1.0", "1.00", "-1.0", "0.0001", "0.00012345", "10000", "100000000", "12345.678", "NaN", "Infinity", "-Infinity",
+	{"numeric", "numeric", []string{"0", "0.00", "1", "1.0", "1.00", "-1.0", "0.0001", "0.00012345", "10000", "100000000", "12345.678", "NaN",
+		"Infinity", "-Infinity",
 		"99999999999999999999999999999999999999.000000000000000000001", "1e100", "1e-100"}},
 	{"bool", "boolean", []string{"t", "f"}},
 	{"text", "text", []string{"", "NULL", "a", "a ", "Zoë", "Zoe\u0308", "'", `\`, "a\nb", strings.Repeat("x", 300)}},
@@ -31,8 +32,10 @@ var values = []struct {
 	{`"char"`, "other", []string{"a", "b", ""}},
 	{"bytea", "bytes", []string{`\x`, `\x00`, `\x0000`, `\xff`}},
 	{"date", "timestamp", []string{"2000-01-01", "1999-12-31", "4713-01-01 BC", "infinity", "-infinity", "9999-12-31"}},
-	{"timestamp", "timestamp", []string{"2000-01-01 00:00:00", "2025-03-30 02:30:00.123456", "2025-03-30 02:30:00.123", "infinity", "-infinity", "0044-03-15 12:00 BC"}},
-	{"timestamptz", "timestamp", []string{"2000-01-01 00:00:00+00", "2000-01-01 00:00:00+01", "9999-12-31 00:00+00", "infinity", "294276-12-31 23:59:59.999999+00"}},
+	{"timestamp", "timestamp", []string{"2000-01-01 00:00:00", "2025-03-30 02:30:00.123456", "2025-03-30 02:30:00.123", "infinity", "-infinity",
+		"0044-03-15 12:00 BC"}},
+	{"timestamptz", "timestamp", []string{"2000-01-01 00:00:00+00", "2000-01-01 00:00:00+01", "9999-12-31 00:00+00", "infinity",
+		"294276-12-31 23:59:59.999999+00"}},
 	{"interval", "interval", []string{"1 month", "30 days", "720 hours", "-1 day -00:00:00.000001", "0"}},
 	{"json", "json", []string{`{"a":1,"b":2}`, `{"b":2,"a":1}`, `{"a": 1,"b":2}`, "null"}},
 	{"jsonb", "jsonb", []string{`{"a":1.0}`, `{"a":1.00}`, "null", `"x"`}},
@@ -66,7 +69,9 @@ func valueTable(i int) string { return fmt.Sprintf("shop.v%d", i) }
 func valueServer(t *testing.T) *instance {
 	h := newHarness(t, "-c", "fsync=off")
 	s := h.start(t, h.bin.new, []string{freshData(t, h.bin)}, nil)
-	s.exec(t, "postgres", "CREATE SCHEMA shop; CREATE TABLE shop.kinds (); CREATE TYPE shop.mood AS ENUM ('sad', 'happy'); CREATE DOMAIN shop.positive AS int4 CHECK (value > 0)",
+	s.exec(t, "postgres",
+		"CREATE SCHEMA shop; CREATE TABLE shop.kinds (); CREATE TYPE shop.mood AS ENUM ('sad', 'happy')",
+		"CREATE DOMAIN shop.positive AS int4 CHECK (value > 0)",
 		"CREATE TYPE shop.point2 AS (x int4, label text); CREATE TYPE shop.place AS (x int4, address inet)")
 	for i, v := range values {
 		var rows []string
@@ -77,7 +82,8 @@ func valueServer(t *testing.T) *instance {
 			}
 			rows = append(rows, fmt.Sprintf("(%d, %s::%s)", n, text, v.typ))
 		}
-		s.exec(t, "postgres", fmt.Sprintf("SET TimeZone = 'UTC'; CREATE TABLE %s (id int4 PRIMARY KEY, v %s); INSERT INTO %[1]s VALUES %[3]s", valueTable(i), v.typ, strings.Join(rows, ", ")))
+		s.exec(t, "postgres", fmt.Sprintf("SET TimeZone = 'UTC'; CREATE TABLE %s (id int4 PRIMARY KEY, v %s); INSERT INTO %[1]s VALUES %[3]s",
+			valueTable(i), v.typ, strings.Join(rows, ", ")))
 	}
 	return s
 }
@@ -152,7 +158,8 @@ func rendered(t *testing.T, s *instance, v database.View, r database.Relation, p
 	}
 	s.exec(t, "postgres", "SET TimeZone = 'UTC'; CREATE TEMP TABLE again (id int4, v "+typ+"); "+strings.Join(statements, "; ")+
 		"; DO $$ BEGIN IF EXISTS (SELECT FROM again a JOIN "+table+" t USING (id) WHERE a.v::text IS DISTINCT FROM t.v::text) THEN RAISE 'differs: %', "+
-		"(SELECT string_agg(a.v::text || ' is not ' || t.v::text, '; ') FROM again a JOIN "+table+" t USING (id) WHERE a.v::text IS DISTINCT FROM t.v::text); END IF; END $$")
+		"(SELECT string_agg(a.v::text || ' is not ' || t.v::text, '; ') FROM again a JOIN "+table+" t USING (id) "+
+		"WHERE a.v::text IS DISTINCT FROM t.v::text); END IF; END $$")
 }
 
 // relation finds a relation by schema and name in a catalog, and asks for all its columns.

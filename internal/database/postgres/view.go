@@ -259,7 +259,8 @@ func (v *view) Scan(ctx context.Context, r database.Range, p *database.Projectio
 
 // copy runs a query as COPY in binary form and gives its rows. It returns how many the server counted. An error of each
 // comes back as it is.
-func (v *view) copy(ctx context.Context, c *pgx.Conn, query string, s *selection, p *database.Projection, each func(database.Row) error) (int64, error) {
+func (v *view) copy(ctx context.Context, c *pgx.Conn, query string, s *selection, p *database.Projection, each func(database.Row) error) (int64,
+	error) {
 	w := &copyReader{codecs: s.codecs, key: p.Key, each: each}
 	tag, err := c.PgConn().CopyTo(ctx, w, "COPY ("+query+") TO STDOUT (FORMAT binary)")
 	if w.stopped != nil {
