@@ -70,6 +70,7 @@ func status(err error) int {
 		return http.StatusConflict
 	case fault.Transient:
 		return http.StatusServiceUnavailable
+	case fault.Lost:
 	}
 	return http.StatusInternalServerError
 }

@@ -106,7 +106,7 @@ func (c *Client) startServer(ctx context.Context) error {
 	if err := directory(c.dir); err != nil {
 		return err
 	}
-	ended, err := c.detach()
+	ended, err := c.detach(ctx)
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (c *Client) startServer(ctx context.Context) error {
 }
 
 // detach starts the command and returns a channel that is closed when it has ended.
-func (c *Client) detach() (<-chan struct{}, error) {
+func (c *Client) detach(ctx context.Context) (<-chan struct{}, error) {
 	name := filepath.Join(c.dir, logFile)
 	if i, err := os.Stat(name); err == nil && i.Size() > logRotated {
 		if err := os.Rename(name, name+".1"); err != nil {
@@ -143,7 +143,7 @@ func (c *Client) detach() (<-chan struct{}, error) {
 		return nil, fmt.Errorf("open the server's log: %w", err)
 	}
 	defer out.Close()
-	cmd := exec.Command(c.command[0], c.command[1:]...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), c.command[0], c.command[1:]...) // it outlives whoever starts it
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = out, out, &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fault.WithRemedy(fmt.Errorf("start the server: %w", err), "start it yourself: sluice server --data %s", c.dir)
@@ -188,7 +188,7 @@ func (c *Client) Stop(ctx context.Context) (Info, error) {
 	if err != nil {
 		return i, fmt.Errorf("watch the server's process %d: %w", i.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if err := c.ask(ctx, http.MethodPost, "server/stop", nil, nil); err != nil {
 		return i, err
 	}

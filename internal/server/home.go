@@ -179,12 +179,16 @@ func listen(dir, address string) (net.Listener, error) {
 	return l, nil
 }
 
+func tcp(address string) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
+}
+
 // insist listens on a port that somebody may be about to give up: a server that has just ended, or an outgoing connection
 // to which the kernel has lent it.
 func insist(address string) (net.Listener, error) {
 	over := time.Now().Add(2 * time.Second)
 	for {
-		l, err := net.Listen("tcp", address)
+		l, err := tcp(address)
 		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(over) {
 			return l, err
 		}
@@ -206,11 +210,11 @@ func choose(host string) (net.Listener, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.FormatInt(lowestPort+n.Int64(), 10))); err == nil {
+		if l, err := tcp(net.JoinHostPort(host, strconv.FormatInt(lowestPort+n.Int64(), 10))); err == nil {
 			return l, nil
 		}
 	}
-	return net.Listen("tcp", net.JoinHostPort(host, "0"))
+	return tcp(net.JoinHostPort(host, "0"))
 }
 
 // capability signs a key. The result is safe in a URL, and the same for the same key.

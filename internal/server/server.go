@@ -165,7 +165,11 @@ const patience = 30 * time.Second
 func (s *Server) Run(ctx context.Context, w Work) error {
 	ctx, s.stop = context.WithCancel(ctx)
 	defer s.stop()
-	defer s.Close()
+	defer func() {
+		if err := s.Close(); err != nil {
+			s.o.Log.Error("the data directory is not left in order", "error", err)
+		}
+	}()
 	w.Store = s.metrics.counted(w.Store)
 	s.work = w
 	s.engine = engine.New(engine.Options{Store: w.Store, Steps: w.Steps, Log: s.o.Log, Progress: s.lines.publish})
@@ -190,7 +194,10 @@ func (s *Server) Run(ctx context.Context, w Work) error {
 	close(s.leaving)
 	s.o.Log.Info("the server ends; open deliveries go on at the next start")
 	select {
-	case <-ended:
+	case e := <-ended:
+		if e != nil && !errors.Is(e, context.Canceled) {
+			s.o.Log.Error("the engine ended with an error", "error", e)
+		}
 	case <-time.After(patience):
 		s.o.Log.Warn("a step does not end; it is entered again at the next start, as after a crash", "waited", patience)
 	}

@@ -59,9 +59,9 @@ func stat(pid int) (parent int, start uint64, err error) {
 // register keeps which process a pod is, outside of what the pod may write. It needs no sync: after a crash of the machine
 // there is no process either.
 func (n *node) register(pod, hash string, pid int) error {
-	_, start, err := stat(pid)
-	if err != nil {
-		return nil // it has ended already
+	_, start, gone := stat(pid)
+	if gone != nil {
+		return nil //nolint:nilerr // a process that has ended already is nobody's to adopt
 	}
 	body, err := json.Marshal(identity{Pod: pod, Hash: hash, PID: pid, Start: start, Boot: n.boot})
 	if err != nil {

@@ -495,7 +495,7 @@ func (n *node) exposeService(c call) (answer, error) {
 	if _, ok := n.services[key(c.Refs[0])]; !ok {
 		return answer{}, fault.Newf(fault.NotFound, "there is no Service %s", c.Refs[0])
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := tcp("127.0.0.1:0")
 	if err != nil {
 		return answer{}, err
 	}

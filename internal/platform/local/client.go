@@ -135,7 +135,7 @@ func (p *Platform) startNode(ctx context.Context) error {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.Command(p.c.NodeCommand[0], p.c.NodeCommand[1:]...)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), p.c.NodeCommand[0], p.c.NodeCommand[1:]...) // it outlives whoever starts it
 	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = out, out, &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the node of account %s: %w", p.c.Account, err)
@@ -179,7 +179,7 @@ func (p *Platform) Shutdown(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("wait for the end of the node, process %d: %w", pid, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	for ctx.Err() == nil {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
 		if n > 0 {
@@ -212,7 +212,7 @@ func (p *Platform) Revert(ctx context.Context, key string, changes []platform.Ch
 
 // Watch implements platform.Platform. It goes on with the successor of a node that died.
 func (p *Platform) Watch(ctx context.Context, refs []manifest.Ref) (<-chan platform.State, error) {
-	first, err := p.post(ctx, "watch", call{Refs: refs})
+	first, err := p.post(ctx, "watch", call{Refs: refs}) //nolint:bodyclose // the goroutine below closes it
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,9 @@ import (
 // answer may come in pieces.
 const pondering = 20 * time.Millisecond
 
+// reached is how long a pod that is ready may take to accept a connection.
+const reached = 5 * time.Second
+
 // link carries one connection of a protocol that the node does not know. What it can tell is who spoke last: after the
 // client, an answer is due; after the server, nothing is under way. While the Service is closed a link on which nothing is
 // under way takes nothing more from its client, so that no request is cut in two when the pod ends.
@@ -34,13 +37,13 @@ func (s *service) forward(c net.Conn, p servicePort) {
 	defer c.Close()
 	s.track(c, true)
 	defer s.track(c, false)
-	tried := map[*pod]bool{}
+	ctx, tried := context.Background(), map[*pod]bool{}
 	for {
-		pd, err := s.choose(context.Background(), tried)
+		pd, err := s.choose(ctx, tried)
 		if err != nil {
 			return
 		}
-		to, err := net.DialTimeout("tcp", net.JoinHostPort(pd.address, strconv.Itoa(portOf(pd.container, p.target))), 5*time.Second)
+		to, err := (&net.Dialer{Timeout: reached}).DialContext(ctx, "tcp", net.JoinHostPort(pd.address, strconv.Itoa(portOf(pd.container, p.target))))
 		if err != nil {
 			pd.release()
 			tried[pd] = true

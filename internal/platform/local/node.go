@@ -121,9 +121,9 @@ func enter(dir string) error {
 }
 
 func (n *node) serveMetrics(ctx context.Context) error {
-	l, err := net.Listen("tcp", "127.0.0.1:"+n.keptPort())
+	l, err := tcp("127.0.0.1:"+n.keptPort())
 	if err != nil {
-		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		if l, err = tcp("127.0.0.1:0"); err != nil {
 			return fmt.Errorf("listen for metrics: %w", err)
 		}
 	}
@@ -135,7 +135,7 @@ func (n *node) serveMetrics(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", n.counters.handler())
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
-	context.AfterFunc(ctx, func() { srv.Close() })
+	context.AfterFunc(ctx, func() { _ = srv.Close() })
 	go func() { _ = srv.Serve(l) }()
 	return nil
 }
@@ -238,7 +238,7 @@ func (n *node) expose(k string, e exposed, l net.Listener) {
 	}
 	if l == nil {
 		var err error
-		if l, err = net.Listen("tcp", e.Address); err != nil {
+		if l, err = tcp(e.Address); err != nil {
 			n.log.Error("an exposed Service is not back", "service", e.Service.String(), "error", err)
 			return
 		}

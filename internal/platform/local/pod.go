@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/sluice-cd/sluice/internal/platform"
@@ -175,11 +176,8 @@ func (p *pod) attend(ctx context.Context, proc *process) {
 
 func (p *pod) stopSignal() syscall.Signal {
 	if l := p.container.Lifecycle; l != nil && l.StopSignal != nil {
-		switch *l.StopSignal {
-		case "SIGINT":
-			return syscall.SIGINT
-		case "SIGQUIT":
-			return syscall.SIGQUIT
+		if s := unix.SignalNum(string(*l.StopSignal)); s != 0 {
+			return s
 		}
 	}
 	return syscall.SIGTERM

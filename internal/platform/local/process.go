@@ -90,7 +90,7 @@ func adopt(pid int) (*process, error) {
 	}
 	p := &process{pid: pid, exit: make(chan struct{}), code: unknown}
 	go func() {
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 		for {
 			_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
 			if !errors.Is(err, unix.EINTR) {

@@ -95,6 +95,10 @@ func newService(o manifest.Object, address string, c *counters, log *slog.Logger
 	return s, s.update(o)
 }
 
+func tcp(address string) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
+}
+
 // update makes the Service listen on the ports of an object. Where one is taken everything stays as it was; ports that
 // stay keep their connections.
 func (s *service) update(o manifest.Object) error {
@@ -105,7 +109,7 @@ func (s *service) update(o manifest.Object) error {
 			continue
 		}
 		at := net.JoinHostPort(s.address, strconv.Itoa(p.listen))
-		l, err := net.Listen("tcp", at)
+		l, err := tcp(at)
 		if err != nil {
 			for _, l := range added {
 				_ = l.Close()

@@ -4,6 +4,7 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -32,7 +33,7 @@ type Options struct {
 }
 
 // Serve runs the server of a data directory until ctx ends or a client ends it.
-func Serve(ctx context.Context, o Options) error {
+func Serve(ctx context.Context, o Options) (err error) {
 	c := o.Config.Current()
 	listen := o.Listen
 	if listen == "" {
@@ -43,7 +44,7 @@ func Serve(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	defer srv.Close()
+	defer func() { err = errors.Join(err, srv.Close()) }()
 	path := filepath.Join(o.Dir, "sluice.db")
 	if err := private(o.Dir, path); err != nil {
 		return err
@@ -52,7 +53,7 @@ func Serve(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	defer st.Close()
+	defer func() { err = errors.Join(err, st.Close()) }()
 	a := newAccounts(ctx, o)
 	a.bringBack()
 	ports := a.ports(srv.Callback)
