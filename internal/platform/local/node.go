@@ -121,7 +121,7 @@ func enter(dir string) error {
 }
 
 func (n *node) serveMetrics(ctx context.Context) error {
-	l, err := tcp("127.0.0.1:"+n.keptPort())
+	l, err := tcp("127.0.0.1:" + n.keptPort())
 	if err != nil {
 		if l, err = tcp("127.0.0.1:0"); err != nil {
 			return fmt.Errorf("listen for metrics: %w", err)
