@@ -32,6 +32,7 @@ type result struct {
 	Effects []string // what the platform did, with the key
 	World   world
 	Jobs    map[string]string // key → request
+	Asked   int               // queries, each with its instant
 }
 
 // crash is one delivery that is carried out by processes which are killed.
@@ -150,6 +151,7 @@ func (c *crash) effects(r *result) {
 func (c *crash) requests(r *result, s delivery.Status) {
 	c.recv.mu.Lock()
 	defer c.recv.mu.Unlock()
+	r.Asked = len(c.recv.asked)
 	for key, all := range c.recv.got {
 		r.Jobs[key] = all[0]
 		for _, other := range all {
@@ -219,7 +221,8 @@ func (c *crash) same(want result) {
 	if !reflect.DeepEqual(got.World, want.World) || !maps.Equal(got.Targets, want.Targets) {
 		c.t.Errorf("the world is %+v %v, want %+v %v", got.World, got.Targets, want.World, want.Targets)
 	}
-	c.t.Errorf("%s: %s %q, want %s %q; %d and %d webhooks", c.dir, got.State, got.Reason, want.State, want.Reason, len(got.Jobs), len(want.Jobs))
+	c.t.Errorf("%s: %s %q, want %s %q; %d and %d webhooks, %d and %d queries", c.dir, got.State, got.Reason, want.State, want.Reason,
+		len(got.Jobs), len(want.Jobs), got.Asked, want.Asked)
 }
 
 // TestKilledAgainAndAgain carries each shape out by processes that are killed at one of the next seven points each,
@@ -250,7 +253,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 func TestKilledEverywhere(t *testing.T) {
 	every := int64(1)
 	if os.Getenv("SLUICE_LONG") == "" {
-		every = 7 // a sample, another one each time
+		every = 11 // a sample, another one each time
 	}
 	for _, name := range names() {
 		t.Run(name, func(t *testing.T) {

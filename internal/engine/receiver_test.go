@@ -22,18 +22,18 @@ import (
 // job per Idempotency-Key and calls back when it is done, and a Prometheus whose numbers follow from query and time.
 type receiver struct {
 	*httptest.Server
-	t       *testing.T
-	dir     string // where the child's socket is
-	stop    context.CancelFunc
-	ctx     context.Context //nolint:containedctx // of the jobs, which outlive the requests that begin them
-	jobs    sync.WaitGroup
-	mu      sync.Mutex
-	got     map[string][]string // key → every request of it, as text
-	queries int
+	t     *testing.T
+	dir   string // where the child's socket is
+	stop  context.CancelFunc
+	ctx   context.Context //nolint:containedctx // of the jobs, which outlive the requests that begin them
+	jobs  sync.WaitGroup
+	mu    sync.Mutex
+	got   map[string][]string // key → every request of it, as text
+	asked map[string]bool     // each query with its instant
 }
 
 func newReceiver(t *testing.T, dir string) *receiver {
-	r := &receiver{t: t, dir: dir, got: map[string][]string{}}
+	r := &receiver{t: t, dir: dir, got: map[string][]string{}, asked: map[string]bool{}}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.Server = httptest.NewServer(r)
 	return r
@@ -110,7 +110,7 @@ func (r *receiver) callBack(url string, success bool) {
 // query answers as Prometheus does.
 func (r *receiver) query(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
-	r.queries++
+	r.asked[req.FormValue("query")+" @"+req.FormValue("time")] = true
 	r.mu.Unlock()
 	at, err := strconv.ParseFloat(req.FormValue("time"), 64)
 	if err != nil {
