@@ -1,6 +1,7 @@
 package mongodb
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"math"
@@ -16,6 +17,9 @@ import (
 // flatten lists the fields of a document in its order. Documents and arrays are listed by what is in them; empty ones by
 // themselves. Elements of an array have their index as name.
 func flatten(prefix string, raw bson.Raw, out []database.Field) ([]database.Field, error) {
+	if len(raw) < 5 || uint64(binary.LittleEndian.Uint32(raw)) != uint64(len(raw)) {
+		return nil, fault.Newf(fault.Invalid, "a document is not valid BSON: its length is wrong")
+	}
 	elements, err := raw.Elements()
 	if err != nil {
 		return nil, fault.Newf(fault.Invalid, "a document is not valid BSON: %w", err)
