@@ -134,7 +134,7 @@ func AppendNumericText(dst []byte, text string) ([]byte, bool) {
 	case "NaN":
 		return AppendNumeric(dst, NumericNaN, nil, 0), true
 	case "Infinity", "Inf", "inf", "infinity":
-		return AppendNumeric(dst, NumericInfinity+NumericKind(kind), nil, 0), true
+		return AppendNumeric(dst, NumericInfinity+kind, nil, 0), true
 	}
 	digits, scale, ok := splitNumber(rest)
 	if !ok {

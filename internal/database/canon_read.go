@@ -13,18 +13,17 @@ import (
 
 // FamilyOf returns the family of a canonical value; ok is false where it is null or not canonical.
 func FamilyOf(canon []byte) (f Family, ok bool) {
+	// By tag. Typed and composite values have no family of their own.
+	families := [...]Family{
+		tagInteger: Integer, tagFloat: Float, tagNumeric: Numeric, tagBoolean: Boolean, tagText: Text, tagBytes: Bytes,
+		tagTimestamp: Timestamp, tagInterval: Interval, tagJSON: JSONText, tagJSONB: JSONB, tagUUID: UUID, tagEnum: Enum,
+		tagArray: Array, tagDocument: Document, tagOther: Other, tagTyped: Other, tagComposite: Other,
+	}
 	if len(canon) == 0 || int(canon[0]) >= len(families) {
 		return "", false
 	}
 	f = families[canon[0]]
 	return f, f != ""
-}
-
-// families is indexed by tag. Typed and composite values have no family of their own.
-var families = [...]Family{
-	tagInteger: Integer, tagFloat: Float, tagNumeric: Numeric, tagBoolean: Boolean, tagText: Text, tagBytes: Bytes,
-	tagTimestamp: Timestamp, tagInterval: Interval, tagJSON: JSONText, tagJSONB: JSONB, tagUUID: UUID, tagEnum: Enum,
-	tagArray: Array, tagDocument: Document, tagOther: Other, tagTyped: Other, tagComposite: Other,
 }
 
 // IsNull reports whether a canonical value is null.
@@ -65,6 +64,7 @@ func Number(canon []byte) (*big.Rat, bool) {
 		}
 	case Numeric:
 		return numericValue(p)
+	default:
 	}
 	return nil, false
 }
@@ -219,6 +219,7 @@ func numericText(p []byte) string {
 		return "Infinity"
 	case NumericMinusInfinity:
 		return "-Infinity"
+	case NumericPositive, NumericNegative:
 	}
 	if len(p) < 5 {
 		return `\x` + hex.EncodeToString(p)

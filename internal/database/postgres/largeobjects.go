@@ -25,18 +25,22 @@ type pseudoColumn struct {
 
 // largeObjects are the contents of large objects in pages, and who owns them.
 func largeObjects() []pseudoRelation {
-	oid := pseudoColumn{database.Column{Name: "oid", Type: "oid", Family: database.Integer}, "t.oid", bySend["oidsend"]}
-	text := func(name, expression string) pseudoColumn {
-		return pseudoColumn{database.Column{Name: name, Type: "text", Family: database.Other}, expression, other}
+	of := func(name, typ, send, expression string) pseudoColumn {
+		c, ok := bySend(send)
+		if !ok {
+			c = other()
+		}
+		return pseudoColumn{database.Column{Name: name, Type: typ, Family: c.family}, expression, c}
 	}
 	return []pseudoRelation{
 		{name: "pg_largeobject", key: []string{"loid", "pageno"}, columns: []pseudoColumn{
-			{database.Column{Name: "loid", Type: "oid", Family: database.Integer}, "t.loid", bySend["oidsend"]},
-			{database.Column{Name: "pageno", Type: "integer", Family: database.Integer}, "t.pageno", bySend["int4send"]},
-			{database.Column{Name: "data", Type: "bytea", Family: database.Bytes}, "t.data", bySend["byteasend"]},
+			of("loid", "oid", "oidsend", "t.loid"),
+			of("pageno", "integer", "int4send", "t.pageno"),
+			of("data", "bytea", "byteasend", "t.data"),
 		}},
 		{name: "pg_largeobject_metadata", key: []string{"oid"}, columns: []pseudoColumn{
-			oid, text("owner", "pg_get_userbyid(t.lomowner)::pg_catalog.text"), text("acl", aclText("t.lomacl", "L", "t.lomowner")),
+			of("oid", "oid", "oidsend", "t.oid"), of("owner", "text", "", "pg_get_userbyid(t.lomowner)::pg_catalog.text"),
+			of("acl", "text", "", aclText("t.lomacl", "L", "t.lomowner")),
 		}},
 	}
 }

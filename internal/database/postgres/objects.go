@@ -8,11 +8,13 @@ import (
 
 // perInstance are settings that say where and how this server runs, and those that a quarantine overrides. They are not
 // compared. Settings of the session that reads are hidden by its own and cannot be compared either.
-var perInstance = []string{
-	"data_directory", "hba_file", "ident_file", "config_file", "external_pid_file", "port", "listen_addresses", "unix_socket_directories",
-	"cluster_name", "event_source", "primary_conninfo", "primary_slot_name", "restore_command", "archive_mode", "archive_command", "archive_library",
-	"archive_cleanup_command", "recovery_end_command", "max_logical_replication_workers", "shared_preload_libraries", "session_preload_libraries",
-	"local_preload_libraries", "cron.launch_active_jobs", "synchronous_standby_names", "ssl_cert_file", "ssl_key_file", "stats_temp_directory",
+func perInstance() []string {
+	return []string{
+		"data_directory", "hba_file", "ident_file", "config_file", "external_pid_file", "port", "listen_addresses", "unix_socket_directories",
+		"cluster_name", "event_source", "primary_conninfo", "primary_slot_name", "restore_command", "archive_mode", "archive_command", "archive_library",
+		"archive_cleanup_command", "recovery_end_command", "max_logical_replication_workers", "shared_preload_libraries", "session_preload_libraries",
+		"local_preload_libraries", "cron.launch_active_jobs", "synchronous_standby_names", "ssl_cert_file", "ssl_key_file", "stats_temp_directory",
+	}
 }
 
 // clusterQueries list what belongs to no database.
@@ -41,7 +43,8 @@ func clusterQueries(version int) []objectQuery {
 			FROM pg_tablespace WHERE spcname !~ '^pg_'`},
 		{database.KindSetting, `
 			SELECT name, jsonb_build_object('value', CASE WHEN name ~ '(password|passphrase|secret)' THEN '…' ELSE setting END)
-			FROM pg_settings WHERE source = 'configuration file' AND name NOT IN ('` + strings.Join(perInstance, "', '") + `') AND name !~ '^log_'`},
+			FROM pg_settings WHERE name = 'data_checksums' OR source = 'configuration file' AND name !~ '^log_'
+			  AND name NOT IN ('` + strings.Join(perInstance(), "', '") + `')`},
 		{"settings of", `
 			SELECT coalesce('database ' || d.datname, '') || CASE WHEN s.setdatabase <> 0 AND s.setrole <> 0 THEN ', ' ELSE '' END || coalesce('role '
 			|| pg_get_userbyid(nullif(s.setrole, 0)), ''),

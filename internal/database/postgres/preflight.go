@@ -45,7 +45,7 @@ func (e *Engine) Preflight(ctx context.Context, u database.URL) ([]database.Find
 	if err != nil {
 		return nil, err
 	}
-	defer opened.Close()
+	defer func() { _ = opened.Close() }() // it was only read
 	s := opened.(*server)
 	var missing []database.Finding
 	err = s.with(ctx, s.home, func(c *pgx.Conn) error {

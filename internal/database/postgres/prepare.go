@@ -65,12 +65,23 @@ func (v *volumes) unlock() error {
 	}
 	first, _, _ := strings.Cut(string(b), "\n")
 	if pid, err := strconv.Atoi(strings.TrimSpace(first)); err == nil {
-		// A server works in its data directory; a number that another process has now says nothing.
-		if in, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && in == v.data {
+		// A server works in its data directory, whatever that is called where it runs; a number that another process has
+		// now says nothing.
+		if v.worksHere(pid) {
 			return fault.Newf(fault.Conflict, "a server (pid %d) is running on %s", pid, v.data)
 		}
 	}
 	return os.Remove(path)
+}
+
+// worksHere tells whether a process has the data directory as its working directory.
+func (v *volumes) worksHere(pid int) bool {
+	in, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
+	if err != nil {
+		return false
+	}
+	here, err := os.Stat(v.data)
+	return err == nil && os.SameFile(in, here)
 }
 
 // neutralise says on the command line what the clone must not do.

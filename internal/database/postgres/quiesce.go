@@ -86,7 +86,7 @@ func (e *Engine) census(ctx context.Context, u database.URL) (database.Catalog, 
 	if err != nil {
 		return database.Catalog{}, err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }() // it was only read
 	return s.Catalog(ctx)
 }
 

@@ -54,6 +54,7 @@ func sqlText(canon []byte) (string, error) {
 		return text, nil
 	case database.Array:
 		return arrayText(canon)
+	default:
 	}
 	if _, elements, ok := database.Elements(canon); ok {
 		return compositeText(elements)

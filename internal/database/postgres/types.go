@@ -21,35 +21,46 @@ type codec struct {
 	param  func(canon []byte) (text string, ok bool) // the value as a parameter in text, to ask for rows by key
 }
 
-// The codecs of built-in types by the function that sends them, which names a binary format: domains share it with their
-// base type, varchar with text.
-var bySend = map[string]codec{
-	"int2send":         {family: database.Integer, decode: decodeInteger, param: paramText},
-	"int4send":         {family: database.Integer, decode: decodeInteger, param: paramText},
-	"int8send":         {family: database.Integer, decode: decodeInteger, param: paramText},
-	"oidsend":          {family: database.Integer, decode: decodeOID, param: paramText},
-	"float4send":       {family: database.Float, decode: decodeFloat, param: paramFloat},
-	"float8send":       {family: database.Float, decode: decodeFloat, param: paramFloat},
-	"numeric_send":     {family: database.Numeric, decode: decodeNumeric, param: paramText},
-	"boolsend":         {family: database.Boolean, decode: decodeBoolean, param: paramText},
-	"textsend":         {family: database.Text, decode: decodeText, param: paramText},
-	"varcharsend":      {family: database.Text, decode: decodeText, param: paramText},
-	"bpcharsend":       {family: database.Text, decode: decodeText, param: paramText},
-	"namesend":         {family: database.Text, decode: decodeText, param: paramText},
-	"citextsend":       {family: database.Text, decode: decodeText, param: paramText},
-	"byteasend":        {family: database.Bytes, decode: decodeBytes, param: paramText},
-	"date_send":        {family: database.Timestamp, decode: decodeDate, param: paramTimestamp},
-	"timestamp_send":   {family: database.Timestamp, decode: decodeTimestamp, param: paramTimestamp},
-	"timestamptz_send": {family: database.Timestamp, decode: decodeTimestamp, param: paramTimestamp},
-	"interval_send":    {family: database.Interval, decode: decodeInterval, param: paramInterval},
-	"json_send":        {family: database.JSONText, decode: decodeJSON},
-	"jsonb_send":       {family: database.JSONB, decode: decodeJSONB, param: paramText},
-	"uuid_send":        {family: database.UUID, decode: decodeUUID, param: paramText},
-	"enum_send":        {family: database.Enum, decode: decodeEnum, param: paramText},
+// bySend returns the codec of a built-in type by the function that sends it, which names a binary format: varchar shares
+// it with text.
+func bySend(function string) (codec, bool) {
+	switch function {
+	case "int2send", "int4send", "int8send":
+		return codec{family: database.Integer, decode: decodeInteger, param: paramText}, true
+	case "oidsend":
+		return codec{family: database.Integer, decode: decodeOID, param: paramText}, true
+	case "float4send", "float8send":
+		return codec{family: database.Float, decode: decodeFloat, param: paramFloat}, true
+	case "numeric_send":
+		return codec{family: database.Numeric, decode: decodeNumeric, param: paramText}, true
+	case "boolsend":
+		return codec{family: database.Boolean, decode: decodeBoolean, param: paramText}, true
+	case "textsend", "varcharsend", "bpcharsend", "namesend", "citextsend":
+		return codec{family: database.Text, decode: decodeText, param: paramText}, true
+	case "byteasend":
+		return codec{family: database.Bytes, decode: decodeBytes, param: paramText}, true
+	case "date_send":
+		return codec{family: database.Timestamp, decode: decodeDate, param: paramTimestamp}, true
+	case "timestamp_send", "timestamptz_send":
+		return codec{family: database.Timestamp, decode: decodeTimestamp, param: paramTimestamp}, true
+	case "interval_send":
+		return codec{family: database.Interval, decode: decodeInterval, param: paramInterval}, true
+	case "json_send":
+		return codec{family: database.JSONText, decode: decodeJSON}, true // it has no equality to ask by
+	case "jsonb_send":
+		return codec{family: database.JSONB, decode: decodeJSONB, param: paramText}, true
+	case "uuid_send":
+		return codec{family: database.UUID, decode: decodeUUID, param: paramText}, true
+	case "enum_send":
+		return codec{family: database.Enum, decode: decodeEnum, param: paramText}, true
+	}
+	return codec{}, false
 }
 
 // other reads any type as its text under pinned settings.
-var other = codec{family: database.Other, cast: "::pg_catalog.text", decode: decodeOther, param: paramText}
+func other() codec {
+	return codec{family: database.Other, cast: "::pg_catalog.text", decode: decodeOther, param: paramText}
+}
 
 // sqlType is a row of pg_type.
 type sqlType struct {
@@ -114,7 +125,7 @@ func (ts *types) codec(oid uint32) codec { return ts.nested(oid, depth) }
 func (ts *types) nested(oid uint32, deep int) codec {
 	t, ok := ts.byOID[oid]
 	if !ok || deep == 0 {
-		return other
+		return other()
 	}
 	switch {
 	case t.Kind == "d":
@@ -124,10 +135,10 @@ func (ts *types) nested(oid uint32, deep int) codec {
 	case t.Kind == "c":
 		return ts.composite(t, deep)
 	}
-	if c, ok := bySend[t.Send]; ok {
+	if c, ok := bySend(t.Send); ok {
 		return c
 	}
-	return other
+	return other()
 }
 
 // equals writes the comparison of a column with a text, %s. It must not fail on a text that is no value of the column:
@@ -150,8 +161,9 @@ func (ts *types) equals(column string, oid uint32) string {
 		return column + " = %s::pg_catalog.float8"
 	case database.Enum, database.Other, database.Array:
 		return column + "::pg_catalog.text = %s"
+	default:
+		return column + " = %s::" + t.Name
 	}
-	return column + " = %s::" + t.Name
 }
 
 // array reads arrays. Where the elements have no form of their own the whole array is cast element by element, which
@@ -161,7 +173,7 @@ func (ts *types) array(t sqlType, deep int) codec {
 	c := codec{family: database.Array}
 	if element.cast != "" {
 		if element.family != database.Other {
-			return other
+			return other()
 		}
 		c.cast = "::pg_catalog.text[]"
 	}
@@ -176,7 +188,7 @@ func (ts *types) composite(t sqlType, deep int) codec {
 	for i, a := range list {
 		fields[i] = ts.nested(a.typ, deep-1)
 		if fields[i].cast != "" {
-			return codec{family: database.Other, cast: other.cast, decode: decodeOther}
+			return other()
 		}
 	}
 	return codec{family: database.Other, decode: func(dst, wire []byte) ([]byte, error) { return decodeComposite(dst, wire, fields) }}

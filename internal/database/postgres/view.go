@@ -200,7 +200,6 @@ type selection struct {
 	from   string
 	codecs []codec
 	equals []string // how a column is compared with the text %s, with an index where that is possible
-	empty  bool     // known to have no rows
 }
 
 // selection resolves the projection's columns in the relation as this server has it.
