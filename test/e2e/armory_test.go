@@ -1,20 +1,17 @@
 package e2e
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -76,7 +73,7 @@ secrets:
   hook-token: {env: HOOK_TOKEN}
 roles:
   %s: [Release Managers]
-`, a.prometheus(), me.Username)+webImages(t))
+`, prometheus(a.site, "--scrape", "services="+a.metrics(), "--interval", "1s"), me.Username)+webImages(t))
 	return a
 }
 
@@ -87,33 +84,6 @@ func (a *armory) metrics() string {
 		a.t.Fatal(err)
 	}
 	return "http://127.0.0.1:" + strings.TrimSpace(string(port)) + "/metrics"
-}
-
-// prometheus starts the companion and returns its address.
-func (a *armory) prometheus() string {
-	a.t.Helper()
-	cmd := exec.Command(companion(a.t, "prometheus"), "--listen", "127.0.0.1:0", "--data", a.path("samples"), "--scrape", "services="+a.metrics(), "--interval", "1s")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		a.t.Fatal(err)
-	}
-	a.t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	go func() { _, _ = io.Copy(io.Discard, out) }()
-	_, at, ok := strings.Cut(strings.TrimSpace(line), "listening on ")
-	if !ok {
-		a.t.Fatalf("the companion prometheus says %q", line)
-	}
-	return at
 }
 
 // counted returns how many requests the account has counted for a Service, by track and ReplicaSet.

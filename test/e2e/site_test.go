@@ -50,6 +50,13 @@ func newSite(t *testing.T, config string) *site {
 	return s
 }
 
+// with is the site for a subtest.
+func (s *site) with(t *testing.T) *site {
+	c := *s
+	c.t = t
+	return &c
+}
+
 // webImages is the section images of the application that the test binary is.
 func webImages(t *testing.T) string {
 	t.Helper()
@@ -98,8 +105,8 @@ func (s *site) end() {
 	})
 }
 
-// running returns the command lines of processes that have to do with the site's folder.
-func (s *site) running() []string {
+// running returns the command lines of processes that have to do with the site's folder and have all of these variables.
+func (s *site) running(variables ...string) []string {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		s.t.Fatal(err)
@@ -109,7 +116,11 @@ func (s *site) running() []string {
 		// A process that ends meanwhile has nothing to read.
 		command, _ := os.ReadFile(filepath.Join(d, "cmdline"))
 		env, _ := os.ReadFile(filepath.Join(d, "environ"))
-		if bytes.Contains(command, []byte(s.dir)) || bytes.Contains(env, []byte(s.dir)) {
+		if !bytes.Contains(command, []byte(s.dir)) && !bytes.Contains(env, []byte(s.dir)) {
+			continue
+		}
+		set := strings.Split(string(env), "\x00")
+		if !slices.ContainsFunc(variables, func(v string) bool { return !slices.Contains(set, v) }) {
 			out = append(out, filepath.Base(d)+" "+string(bytes.ReplaceAll(command, []byte{0}, []byte{' '})))
 		}
 	}
@@ -256,15 +267,25 @@ func (s *site) until(id, what string, is func(delivery) bool) delivery {
 		cancel()
 		_ = watch.Wait() // it is killed, or ends as the delivery did
 	}()
-	for lines := bufio.NewScanner(out); ; {
-		told := lines.Scan()
+	told := make(chan struct{}, 1)
+	go func() {
+		defer close(told)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			select {
+			case told <- struct{}{}:
+			default: // several lines are one reason to ask
+			}
+		}
+	}()
+	for {
+		_, more := <-told
 		d := s.status(id)
 		switch {
 		case is(d):
 			return d
 		case d.final():
 			s.t.Fatalf("the delivery ended before it was %s\n%s", what, d)
-		case !told:
+		case !more:
 			s.t.Fatalf("the delivery is not %s in time\n%s", what, d)
 		}
 	}

@@ -35,7 +35,7 @@ func ask(client *http.Client, at string) answer {
 	return a
 }
 
-// load is one client that sends one request after another.
+// load is one client that sends one request after another, at most 200 in a second.
 type load struct {
 	t       *testing.T
 	stop    chan struct{}
@@ -51,11 +51,13 @@ func newLoad(t *testing.T, at string) *load {
 	client := &http.Client{Timeout: within, Transport: &http.Transport{}}
 	l.stopped.Go(func() {
 		defer client.CloseIdleConnections()
+		pace := time.NewTicker(5 * time.Millisecond)
+		defer pace.Stop()
 		for {
 			select {
 			case <-l.stop:
 				return
-			default:
+			case <-pace.C:
 			}
 			a := ask(client, at)
 			l.mu.Lock()
