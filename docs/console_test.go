@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-cd/sluice/internal/platform/local"
+	"golang.org/x/sys/unix"
 )
 
 // commandWithin is how long one command of a document may take.
@@ -146,25 +146,37 @@ func companions(t *testing.T) string {
 	return dir
 }
 
-// end stops the server and the node that the commands started, and removes the copy.
+// end stops what the commands started, in the folder of the configuration that they used, and removes the copy. What is
+// left running fails the test: a document that leaves something behind must say how to end it.
 func (s *shell) end() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	stop := exec.CommandContext(ctx, filepath.Join(binary, "sluice"), "server", "stop")
-	stop.Env = s.env
-	errs := []error{stop.Run()}
-	nodes, err := filepath.Glob(filepath.Join(s.root, "data", "accounts", "*", "node.sock"))
+	stop := exec.CommandContext(ctx, filepath.Join(binary, "sluice"), "server", "stop", "--all")
+	stop.Env, stop.Dir = s.env, s.folder
+	out, err := stop.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("sluice server stop --all: %w: %s", err, out)
+	}
+	errs := []error{err}
+	locks, err := filepath.Glob(filepath.Join(s.root, "data", "accounts", "*", "node.lock"))
 	errs = append(errs, err)
-	for _, n := range nodes {
-		dir := filepath.Dir(n)
-		p, err := local.Connect(ctx, local.Config{Dir: dir, Account: filepath.Base(dir),
-			NodeCommand: []string{filepath.Join(binary, "sluice"), "local-node", "--dir", dir}})
-		if err == nil {
-			err = p.Shutdown(ctx)
-		}
-		errs = append(errs, err)
+	for _, l := range locks {
+		errs = append(errs, unlocked(l))
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.root))...)
+}
+
+// unlocked returns an error while the owner of a lock still runs.
+func unlocked(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("the process that holds %s still runs: %w", path, err)
+	}
+	return nil
 }
 
 // run runs one command and compares what it prints. The folder that it ends in is that of the next one.
