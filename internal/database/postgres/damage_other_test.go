@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -272,28 +270,5 @@ func TestWholeCluster(t *testing.T) {
 		"object missing settings of role app"}
 	if !slices.Equal(got, want) {
 		t.Errorf("found %q, want %q", got, want)
-	}
-}
-
-// TestUndamaged compares what was made alike, many times with other seeds: never a finding.
-func TestUndamaged(t *testing.T) {
-	runs := 2
-	if os.Getenv("SLUICE_LONG") != "" {
-		runs = 50
-	}
-	h := newHarness(t, "-c", "fsync=off", "-c", "autovacuum=off")
-	s := h.start(t, h.bin.new, []string{freshData(t, h.bin)}, nil)
-	all := &suite{r: rand.New(rand.NewPCG(9, 9))}
-	all.valueDamages()
-	all.harmless()
-	for i := range all.list {
-		all.list[i].control, all.list[i].plant = nil, nil
-	}
-	plantAll(t, s, all.list)
-	for range runs {
-		r, _ := compareDatabases(t, s, "control", "target")
-		if r.Verdict != fingerprint.Equal || len(r.NotCompared) > 0 {
-			t.Fatalf("%s: %s, %+v", r.Verdict, r.Reason, r.NotCompared)
-		}
 	}
 }

@@ -111,7 +111,12 @@ func TestDamage(t *testing.T) {
 			s.schemaDamages()
 			s.harmless()
 			server := h.start(t, h.bin.new, []string{freshData(t, h.bin)}, nil)
-			plantAll(t, server, s.list)
+			makeAlike(t, server, s.list)
+			undamaged(t, server)
+			for _, d := range s.list {
+				server.exec(t, "control", d.control...)
+				server.exec(t, "target", d.plant...)
+			}
 			report, differences := compareDatabases(t, server, "control", "target")
 			checkReport(t, s.list, report, differences)
 			if seed == 1 {
@@ -121,8 +126,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// plantAll makes both databases and damages one of them.
-func plantAll(t *testing.T, s *instance, list []damage) {
+// makeAlike makes both databases.
+func makeAlike(t *testing.T, s *instance, list []damage) {
 	t.Helper()
 	s.exec(t, "postgres", "CREATE ROLE somebody; CREATE ROLE reader", "CREATE DATABASE base")
 	s.exec(t, "base", "CREATE EXTENSION pgcrypto", "CREATE COLLATION blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
@@ -133,9 +138,20 @@ func plantAll(t *testing.T, s *instance, list []damage) {
 	for _, db := range []string{"control", "target"} {
 		s.exec(t, "postgres", "CREATE DATABASE "+db+" TEMPLATE base")
 	}
-	for _, d := range list {
-		s.exec(t, "control", d.control...)
-		s.exec(t, "target", d.plant...)
+}
+
+// undamaged compares what was made alike, each time with another seed: never a finding.
+func undamaged(t *testing.T, s *instance) {
+	t.Helper()
+	runs := 1
+	if os.Getenv("SLUICE_LONG") != "" {
+		runs = 20 // for each of three seeds
+	}
+	for range runs {
+		r, _ := compareDatabases(t, s, "control", "target")
+		if r.Verdict != fingerprint.Equal || len(r.NotCompared) > 0 {
+			t.Fatalf("undamaged twins are %s: %s, not compared: %+v", r.Verdict, r.Reason, r.NotCompared)
+		}
 	}
 }
 

@@ -326,3 +326,43 @@ func appendTo(t testing.TB, path, text string) {
 	}
 	own(t, path)
 }
+
+// TestRepoint finds tablespaces in the copy by the end of their paths, and refuses to guess.
+func TestRepoint(t *testing.T) {
+	tests := []struct {
+		name    string
+		links   map[string]string // of pg_tblspc
+		copied  []string          // below the second volume
+		want    map[string]string
+		refused bool
+	}{
+		{name: "two on one volume", links: map[string]string{"1": "/prod/ts/fast", "2": "/prod/ts/slow"}, copied: []string{"fast", "slow"}, want: map[string]string{"1": "fast", "2": "slow"}},
+		{name: "one, under another name", links: map[string]string{"1": "/prod/ts"}, copied: []string{"."}, want: map[string]string{"1": "."}},
+		{name: "which of two", links: map[string]string{"1": "/prod/one"}, copied: []string{"a", "b"}, refused: true},
+		{name: "none", links: map[string]string{"1": "/prod/one"}, refused: true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			data, spaces := skeleton(t), databasetest.Root(t)
+			for oid, to := range test.links {
+				symlink(t, to, filepath.Join(data, "pg_tblspc", oid))
+			}
+			for _, dir := range test.copied {
+				if err := os.MkdirAll(filepath.Join(spaces, dir, "PG_15_202209061"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 2 { // a second call finds everything done
+				_, err := New().Prepare(t.Context(), []string{data, spaces}, database.Control)
+				if fault.Is(err, fault.Invalid) != test.refused {
+					t.Fatalf("got %v", err)
+				}
+				for oid, dir := range test.want {
+					if to, err := os.Readlink(filepath.Join(data, "pg_tblspc", oid)); err != nil || to != filepath.Join(spaces, dir) {
+						t.Errorf("tablespace %s leads to %s, %v", oid, to, err)
+					}
+				}
+			}
+		})
+	}
+}

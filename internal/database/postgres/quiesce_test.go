@@ -60,7 +60,7 @@ func TestBackupUnderLoad(t *testing.T) {
 	s.Fill(t, 5000)
 	stop := load(t, s)
 	defer stop()
-	copies := 2
+	copies := 1
 	if os.Getenv("SLUICE_LONG") != "" {
 		copies = 25
 	}
