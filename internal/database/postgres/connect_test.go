@@ -148,12 +148,32 @@ func TestQuery(t *testing.T) {
 func TestFaults(t *testing.T) {
 	h := newHarness(t, "-c", "fsync=off", "-c", "superuser_reserved_connections=0", "-c", "max_wal_senders=0")
 	s := h.start(t, h.bin.new, []string{freshData(t, h.bin)}, []string{"-c", "max_connections=1"})
-	opened, err := New().Open(t.Context(), s.URL())
+	u := database.URL{Value: s.url("postgres")}
+	opened, err := New().Open(t.Context(), u)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer opened.Close()
-	if _, err := New().Open(t.Context(), s.URL()); !fault.Is(err, fault.Transient) || !strings.Contains(err.Error(), "max_connections") {
+	if _, err := New().Open(t.Context(), u); !fault.Is(err, fault.Transient) || !strings.Contains(err.Error(), "max_connections") {
 		t.Errorf("with all connections taken: %v", err)
+	}
+}
+
+// TestReconnect goes on after the server has ended the idle sessions.
+func TestReconnect(t *testing.T) {
+	h := newHarness(t, "-c", "fsync=off")
+	s := h.start(t, h.bin.new, []string{freshData(t, h.bin)}, nil)
+	db, err := New().Open(t.Context(), s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for range 2 {
+		if _, err := db.Describe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.ask(t, "postgres", "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = 'sluice'"); n == "0" {
+			t.Fatal("there was no idle session")
+		}
 	}
 }

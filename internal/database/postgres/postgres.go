@@ -95,19 +95,29 @@ type server struct {
 // keepIdle is how many unused connections to one database are kept.
 const keepIdle = 2
 
-// acquire returns a connection to a database, an idle one if there is any.
+// acquire returns a connection to a database, an idle one if there is any that the server has not ended meanwhile.
 func (s *server) acquire(ctx context.Context, name string) (*pgx.Conn, error) {
-	s.mu.Lock()
-	for list := s.idle[name]; len(list) > 0; list = s.idle[name] {
-		c := list[len(list)-1]
-		s.idle[name] = list[:len(list)-1]
-		if !c.IsClosed() {
-			s.mu.Unlock()
+	for {
+		c := s.pop(name)
+		if c == nil {
+			return s.target.connect(ctx, name)
+		}
+		if c.Ping(ctx) == nil {
 			return c, nil
 		}
+		s.target.close(c)
 	}
-	s.mu.Unlock()
-	return s.target.connect(ctx, name)
+}
+
+func (s *server) pop(name string) *pgx.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := s.idle[name]
+	if len(list) == 0 {
+		return nil
+	}
+	s.idle[name] = list[:len(list)-1]
+	return list[len(list)-1]
 }
 
 // release gives a connection back. One that is broken or in a transaction is closed.
