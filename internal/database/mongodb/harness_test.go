@@ -146,7 +146,7 @@ func startFerret(t testing.TB, version, dir string, args ...string) *ferret {
 		t.Fatalf("%s did not start: %q, %v, %v", version, line, err, <-f.ended)
 	}
 	f.address = address
-	if f.client, err = mongo.Connect(options.Client().ApplyURI(f.URL().Value)); err != nil {
+	if f.client, err = mongo.Connect(options.Client().ApplyURI(f.URL().Value).SetServerSelectionTimeout(5 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -95,6 +95,7 @@ type hold struct {
 	files  []dataFile
 	conns  []*sql.Conn
 	closes []func() error
+	locked int // so many of them, the first ones
 }
 
 // take locks every file against writers and takes the census. The time runs from before the first lock.
@@ -174,6 +175,7 @@ func (h *hold) lock(ctx context.Context, f dataFile) error {
 	if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return fault.WithRemedy(fault.Newf(fault.Transient, "the writers of %s cannot be held: %w", f.Path, err), "somebody writes for longer than %s at a time; try again later", h.Hold)
 	}
+	h.locked++
 	return nil
 }
 
@@ -201,12 +203,12 @@ func (h *hold) unchanged() event {
 func (h *hold) drop() error {
 	var all error
 	for i, c := range h.conns {
-		// The context of the order may be over; the locks must go all the same.
-		_, err := c.ExecContext(context.Background(), "ROLLBACK")
-		if err != nil && i >= len(h.files)-1 {
-			err = nil // the last one may never have been locked
+		if i < h.locked {
+			// The context of the order may be over; the locks must go all the same.
+			_, err := c.ExecContext(context.Background(), "ROLLBACK")
+			all = errors.Join(all, err)
 		}
-		all = errors.Join(all, err, c.Close(), h.closes[i]())
+		all = errors.Join(all, c.Close(), h.closes[i]())
 	}
 	return all
 }

@@ -34,6 +34,9 @@ func (e *Engine) Quiesce(ctx context.Context, q database.QuiesceRequest) (databa
 	if len(e.o.HelperCommand) == 0 {
 		return nil, fault.Newf(fault.Invalid, "no command is configured that holds writers")
 	}
+	if len(q.Dirs) == 0 {
+		return nil, fault.Newf(fault.Invalid, "no volume is named whose writers are to be held")
+	}
 	info, served, err := e.serves(ctx, q.URL)
 	if err != nil {
 		return nil, err
