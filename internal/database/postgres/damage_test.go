@@ -120,7 +120,7 @@ func TestDamage(t *testing.T) {
 			report, differences := compareDatabases(t, server, "control", "target")
 			checkReport(t, s.list, report, differences)
 			if seed == 1 {
-				otherChecksums(t, server, s.list)
+				otherMethods(t, server, s.list)
 			}
 		})
 	}
