@@ -36,7 +36,7 @@ var unlisted = []string{"stepsBelow", "functionAlias", "artifact", "lambdaOption
 var keysMark = regexp.MustCompile(`(?s)<!-- keys: (\w+) -->\n(.*?)<!-- end -->`)
 
 // TestKeysOfDeployFiles holds the tables of deploy-file.md against the schema: each definition has its table, each key
-// its row, with the schema's own words. With -update the tables are written anew, in the order in which they are.
+// its row, with the schema's own words, and so has where steps may stand. With -update the tables are written anew, in the order in which they are.
 func TestKeysOfDeployFiles(t *testing.T) {
 	const path = "deploy-file.md"
 	body, err := deployfile.Schema()
@@ -55,15 +55,20 @@ func TestKeysOfDeployFiles(t *testing.T) {
 	made := keysMark.ReplaceAllStringFunc(string(page), func(s string) string {
 		m := keysMark.FindStringSubmatch(s)
 		seen[m[1]] = true
+		var made string
 		d, ok := schema.Defs[m[1]]
-		if m[1] == "steps" {
-			d, ok = allSteps(schema), true
-		}
-		if !ok {
+		switch {
+		case m[1] == "steps":
+			made = table(allSteps(schema), m[2])
+		case m[1] == "places":
+			made = places(schema, m[2])
+		case ok:
+			made = table(d, m[2])
+		default:
 			t.Errorf("%s: the schema has no definition %s", path, m[1])
 			return s
 		}
-		return fmt.Sprintf("<!-- keys: %s -->\n%s<!-- end -->", m[1], table(d, m[2]))
+		return fmt.Sprintf("<!-- keys: %s -->\n%s<!-- end -->", m[1], made)
 	})
 	for name := range schema.Defs {
 		if !seen[name] && !slices.Contains(steps, name) && !slices.Contains(unlisted, name) {
@@ -97,12 +102,30 @@ var rowKey = regexp.MustCompile("(?m)^\\| `([^`]+)` \\|")
 
 // table writes the keys of a definition, in the order of the table that is there; new ones come last.
 func table(d node, before string) string {
+	names, old := d.keys(before)
+	var out strings.Builder
+	out.WriteString("| key | value | meaning |\n|---|---|---|\n")
+	for _, k := range names {
+		p := d.Properties[k]
+		value := p.value()
+		if slices.Contains(d.Required, k) {
+			value += ", required"
+		}
+		fmt.Fprintf(&out, "| `%s` | %s | %s |\n", k, value, strings.ReplaceAll(p.Description, "|", `\|`))
+	}
+	if len(old) > 0 {
+		fmt.Fprintf(&out, "\nRead with a note, from older files: `%s`.\n", strings.Join(old, "`, `"))
+	}
+	return out.String()
+}
+
+// keys returns the keys of a definition in the order of the table that is there, and those that only old files have.
+func (n node) keys(before string) (names, old []string) {
 	var order []string
 	for _, m := range rowKey.FindAllStringSubmatch(before, -1) {
 		order = append(order, m[1])
 	}
-	var names, old []string
-	for k, p := range d.Properties {
+	for k, p := range n.Properties {
 		if p.Deprecated || strings.HasPrefix(p.Description, "Old spelling") || strings.HasPrefix(p.Description, "Ignored") {
 			old = append(old, k)
 		} else {
@@ -118,18 +141,24 @@ func table(d node, before string) string {
 	slices.Sort(names)
 	slices.SortStableFunc(names, func(a, b string) int { return place(a) - place(b) })
 	slices.Sort(old)
+	return names, old
+}
+
+// places writes which step may stand where.
+func places(schema node, before string) string {
+	names, _ := allSteps(schema).keys(before)
 	var out strings.Builder
-	out.WriteString("| key | value | meaning |\n|---|---|---|\n")
+	out.WriteString("| step | `beforeDeployment` | `afterDeployment` | `canary` | `blueGreen` |\n|---|---|---|---|---|\n")
 	for _, k := range names {
-		p := d.Properties[k]
-		value := p.value()
-		if slices.Contains(d.Required, k) {
-			value += ", required"
+		fmt.Fprintf(&out, "| `%s` |", k)
+		for _, list := range []string{"beforeStep", "afterStep", "canaryStep", "blueGreenStep"} {
+			cell := " "
+			if _, ok := schema.Defs[list].Properties[k]; ok {
+				cell = " yes "
+			}
+			out.WriteString(cell + "|")
 		}
-		fmt.Fprintf(&out, "| `%s` | %s | %s |\n", k, value, strings.ReplaceAll(p.Description, "|", `\|`))
-	}
-	if len(old) > 0 {
-		fmt.Fprintf(&out, "\nRead with a note, from older files: `%s`.\n", strings.Join(old, "`, `"))
+		out.WriteString("\n")
 	}
 	return out.String()
 }
