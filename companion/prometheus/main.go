@@ -67,7 +67,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, o options, log *slog.Logger) error {
+func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	if o.data == "" {
 		return errors.New("give the directory for the samples with --data")
 	}
@@ -77,7 +77,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("open the storage: %w", err)
 	}
-	defer db.Close()
+	defer func() { err = errors.Join(err, db.Close()) }()
 	sm, err := scraper(o, db, log)
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	defer sm.Stop()
 	engine := promql.NewEngine(promql.EngineOpts{Logger: log, MaxSamples: 5_000_000, Timeout: 30 * time.Second, LookbackDelta: time.Minute,
 		EnableAtModifier: true, EnableNegativeOffset: true, Parser: parser.NewParser(parser.Options{})})
-	l, err := net.Listen("tcp", o.listen)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -35,7 +36,7 @@ func start(t *testing.T, data, scrape string) started {
 	ended := make(chan error, 1)
 	go func() {
 		err := run(ctx, o, slog.New(slog.NewTextHandler(&log, nil)))
-		w.CloseWithError(fmt.Errorf("it ended: %v", err))
+		w.CloseWithError(fmt.Errorf("it ended: %w", errors.Join(errors.New("before it was told to"), err)))
 		ended <- err
 	}()
 	var address string

@@ -102,7 +102,7 @@ func everything(ctx context.Context, c *mongo.Collection) (map[string]bson.Raw, 
 	if err != nil {
 		return nil, err
 	}
-	defer cursor.Close(ctx)
+	defer func() { _ = cursor.Close(ctx) }()
 	all := map[string]bson.Raw{}
 	for cursor.Next(ctx) {
 		if id, ok := cursor.Current.Lookup("_id").StringValueOK(); ok {

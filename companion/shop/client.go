@@ -33,6 +33,14 @@ type reply struct {
 	Took    time.Duration
 }
 
+// must says what is wrong with a reply that should have had a code.
+func (r reply) must(code int, err error) error {
+	if err == nil && r.Code != code {
+		err = fmt.Errorf("the answer is %d %s, and should be %d", r.Code, r.Text, code)
+	}
+	return err
+}
+
 // reconnects is for how long a broken connection is tried again.
 const reconnects = 20 * time.Second
 

@@ -86,7 +86,7 @@ func newGenerator(url, file, log string) (*generator, func(), error) {
 			g.known = append(g.known, *e.Order)
 		}
 	}
-	return g, func() { l.close(); requests.Close() }, nil
+	return g, func() { l.close(); _ = requests.Close() }, nil
 }
 
 // generate lets the workers take turns at the rate. While the shop stalls the workers wait with it, as customers do.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
+	"net/http"
 )
 
 // testCustomer is for whom the tests order.
@@ -37,12 +38,14 @@ func test(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 	}
-	// An order of long ago must still be readable.
-	if rep, err := c.read(ctx, seededID(1)); err != nil || rep.Code != 200 {
-		return fmt.Errorf("an old order cannot be read: %d %s (%v)", rep.Code, rep.Text, err)
+	// An order of long ago must still be readable, and one that was never placed must not be.
+	rep, err := c.read(ctx, seededID(1))
+	if err := rep.must(http.StatusOK, err); err != nil {
+		return fmt.Errorf("read an old order: %w", err)
 	}
-	if rep, err := c.read(ctx, "no-such-order"); err != nil || rep.Code != 404 {
-		return fmt.Errorf("an order that does not exist: the answer is %d %s (%v)", rep.Code, rep.Text, err)
+	rep, err = c.read(ctx, "no-such-order")
+	if err := rep.must(http.StatusNotFound, err); err != nil {
+		return fmt.Errorf("read an order that does not exist: %w", err)
 	}
 	fmt.Fprintf(out, "%d orders placed and read\n", n)
 	return nil
@@ -50,16 +53,19 @@ func test(ctx context.Context, args []string, out io.Writer) error {
 
 func placeAndRead(ctx context.Context, c *client, o Order) error {
 	placed, err := c.place(ctx, o)
-	if err != nil || placed.Code != 201 || !placed.Order.same(o) {
-		return fmt.Errorf("place %s: %d %s (%v)", o.ID, placed.Code, placed.Text, err)
+	if err := placed.must(http.StatusCreated, err); err != nil {
+		return fmt.Errorf("place %s: %w", o.ID, err)
 	}
 	repeated, err := c.place(ctx, o)
-	if err != nil || repeated.Order != placed.Order {
-		return fmt.Errorf("place %s once more: %d %s (%v)", o.ID, repeated.Code, repeated.Text, err)
+	if err := repeated.must(http.StatusCreated, err); err != nil {
+		return fmt.Errorf("place %s once more: %w", o.ID, err)
 	}
 	read, err := c.read(ctx, o.ID)
-	if err != nil || read.Order != placed.Order {
-		return fmt.Errorf("read %s: %d %s (%v)", o.ID, read.Code, read.Text, err)
+	if err := read.must(http.StatusOK, err); err != nil {
+		return fmt.Errorf("read %s: %w", o.ID, err)
+	}
+	if !placed.Order.same(o) || repeated.Order != placed.Order || read.Order != placed.Order {
+		return fmt.Errorf("order %+v was placed as %+v, repeated as %+v and read as %+v", o, placed.Order, repeated.Order, read.Order)
 	}
 	return nil
 }

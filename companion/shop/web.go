@@ -40,7 +40,7 @@ func web(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer s.store.close()
-	l, err := net.Listen("tcp", listen)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}

@@ -27,8 +27,8 @@ type child struct {
 const grace = 15 * time.Second
 
 // begin starts a program whose output goes to a log file of its name. It gets a process group of its own, so that Ctrl-C
-// reaches the demo alone and things end in their order.
-func begin(dir, name string, argv ...string) (*child, error) {
+// reaches the demo alone, and goes on when ctx ends: things end in their order.
+func begin(ctx context.Context, dir, name string, argv ...string) (*child, error) {
 	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func begin(dir, name string, argv ...string) (*child, error) {
 		log.Close()
 		return nil, err
 	}
-	c := &child{name: name, cmd: exec.Command(argv[0], argv[1:]...), said: make(chan string, 1), ended: make(chan struct{})}
+	c := &child{name: name, cmd: exec.CommandContext(context.WithoutCancel(ctx), argv[0], argv[1:]...), said: make(chan string, 1), ended: make(chan struct{})}
 	c.cmd.Stdout, c.cmd.Stderr, c.cmd.SysProcAttr = w, log, &syscall.SysProcAttr{Setpgid: true}
 	err = c.cmd.Start()
 	w.Close()
@@ -55,7 +55,9 @@ func begin(dir, name string, argv ...string) (*child, error) {
 			c.said <- strings.TrimSpace(line)
 		}
 		_, _ = io.Copy(log, in)
-		c.err = c.cmd.Wait()
+		if c.err = c.cmd.Wait(); c.err == nil {
+			c.err = errors.New("exit code 0")
+		}
 		close(c.ended)
 	}()
 	return c, nil
@@ -73,7 +75,7 @@ func (c *child) saying(ctx context.Context, prefix string) (string, error) {
 		}
 		return rest, nil
 	case <-c.ended:
-		return "", fmt.Errorf("%s ended at once: %v", c.name, c.err)
+		return "", fmt.Errorf("%s ended at once: %w", c.name, c.err)
 	case <-ctx.Done():
 		return "", fmt.Errorf("%s does not say that it runs: %w", c.name, ctx.Err())
 	}
@@ -83,7 +85,7 @@ func (c *child) saying(ctx context.Context, prefix string) (string, error) {
 func (c *child) alive() error {
 	select {
 	case <-c.ended:
-		return fmt.Errorf("%s has ended by itself: %v", c.name, c.err)
+		return fmt.Errorf("%s has ended by itself: %w", c.name, c.err)
 	default:
 		return nil
 	}

@@ -202,7 +202,8 @@ func (r *result) state(want delivery.State) error {
 	return nil
 }
 
-var before = release{database: oldDatabase, shop: shop1}
+// before is what production runs until a release stays.
+func before() release { return release{database: oldDatabase, shop: shop1} }
 
 // served is what holds where no faulty release meets a customer: every request was answered as it had to be.
 func (r *result) served() error {
@@ -236,7 +237,7 @@ func stopped(_ context.Context, st *stage, r *result) error {
 	}
 	st.view.mark(good, "These are the %d differences that the migration has made, and nothing else: only now its own list was opened to compare.", len(done))
 	r.ended, r.because = "stopped at the gate", fmt.Sprintf("%d differences between control and candidate in staging, each of them named; production was not touched", len(all))
-	return errors.Join(r.state(delivery.Failed), r.ran(before), r.served())
+	return errors.Join(r.state(delivery.Failed), r.ran(before()), r.served())
 }
 
 // rolledBack expects that the canary's failures have taken both back, with what was ordered meanwhile.
@@ -246,7 +247,7 @@ func rolledBack(_ context.Context, st *stage, r *result) error {
 	if s.Verdict != delivery.Fail {
 		return fmt.Errorf("the analysis of the canary is %q: %s", s.Verdict, s.Message)
 	}
-	if err := errors.Join(r.state(delivery.Failed), r.target("production", delivery.RolledBack), r.ran(before)); err != nil {
+	if err := errors.Join(r.state(delivery.Failed), r.target("production", delivery.RolledBack), r.ran(before())); err != nil {
 		return err
 	}
 	meanwhile, err := st.acknowledged(r.opened, r.back)

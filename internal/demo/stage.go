@@ -85,7 +85,7 @@ func (st *stage) startPrometheus(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	st.prometheus, err = begin(st.o.Dir, "prometheus", st.programs["prometheus"], "--listen", "127.0.0.1:0",
+	st.prometheus, err = begin(ctx, st.o.Dir, "prometheus", st.programs["prometheus"], "--listen", "127.0.0.1:0",
 		"--data", filepath.Join(st.o.Dir, "prometheus"), "--interval", "500ms", "--scrape", "services="+counters)
 	if err != nil {
 		return err
@@ -119,7 +119,7 @@ func (st *stage) startShop(ctx context.Context) error {
 	if _, err := st.shop(ctx, "seed", "--database", st.database, "--ledger", st.ledgerFile(), "--orders", fmt.Sprint(st.o.Orders)); err != nil {
 		return err
 	}
-	if st.load, err = begin(st.o.Dir, "load", st.programs["shop"], "load", "--url", st.shopURL, "--ledger", st.ledgerFile(), "--log", st.requestsFile()); err != nil {
+	if st.load, err = begin(ctx, st.o.Dir, "load", st.programs["shop"], "load", "--url", st.shopURL, "--ledger", st.ledgerFile(), "--log", st.requestsFile()); err != nil {
 		return err
 	}
 	_, err = st.load.saying(ctx, "load begins")
