@@ -1,0 +1,187 @@
+// Command lab starts and stops real Kubernetes clusters on this machine, for tests and for looking around.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-cd/sluice/lab/build"
+	"github.com/sluice-cd/sluice/lab/cluster"
+)
+
+const usage = `lab runs complete Kubernetes clusters on this machine (as root).
+
+  lab up [flags] [NAME…]        start clusters; without names: prod and staging
+  lab down [NAME…]              take clusters down; without names: all of this lab
+  lab status                    what runs
+  lab kubeconfig NAME           print the path of the administrator's kubeconfig
+  lab kubectl NAME ARG…         kubectl of the lab's own version
+  lab exec NAME PROGRAM ARG…    run a program with KUBECONFIG set, in the cluster's network
+  lab image NAME IMAGE…         build images and give them to a running cluster
+  lab build                     only fill the cache
+
+LAB_DIR is where clusters live, LAB_CACHE where what was built is kept.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout)
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case errors.As(err, &exit) && exit.ExitCode() > 0:
+		os.Exit(exit.ExitCode())
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) == 0 {
+		return errors.New("give a command\n\n" + usage)
+	}
+	l, err := open(os.Stderr)
+	if err != nil {
+		return err
+	}
+	command, args := args[0], args[1:]
+	switch command {
+	case "up":
+		return up(ctx, l, args, out)
+	case "down":
+		return down(ctx, l, args)
+	case "status":
+		return status(ctx, l, out)
+	case "kubeconfig", "kubectl", "exec", "image":
+		if len(args) == 0 {
+			return fmt.Errorf("give the name of a cluster: lab %s NAME", command)
+		}
+		c, err := l.Cluster(args[0])
+		if err != nil {
+			return err
+		}
+		return within(ctx, l, c, command, args[1:], out)
+	case "build":
+		_, err := l.Builder.Programs(ctx)
+		return err
+	case "help", "-h", "--help":
+		fmt.Fprint(out, usage)
+		return nil
+	}
+	return fmt.Errorf("there is no command %q\n\n%s", command, usage)
+}
+
+func open(out io.Writer) (*cluster.Lab, error) {
+	here, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	b, err := build.New(here, out)
+	if err != nil {
+		return nil, err
+	}
+	return cluster.New(cluster.DefaultDir(), b, out)
+}
+
+func up(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) error {
+	quick, debian := build.ImageNames()
+	flags := flag.NewFlagSet("lab up", flag.ContinueOnError)
+	var o cluster.Options
+	flags.StringVar(&o.Storage.FileSystem, "storage", "xfs", "file system of the volumes' pool: xfs or btrfs")
+	flags.BoolVar(&o.Storage.Own, "own-storage", false, "each cluster has a pool of its own, instead of one for all")
+	flags.Int64Var(&o.Storage.Size, "storage-size", 16<<30, "bytes of a new pool; its file is sparse")
+	images := flags.String("images", "all", "images to import, separated by commas; all means those that are built in seconds, not "+strings.Join(debian, ", "))
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch *images {
+	case "all":
+		o.Images = quick
+	case "":
+	default:
+		o.Images = strings.Split(*images, ",")
+	}
+	names := flags.Args()
+	if len(names) == 0 {
+		names = []string{"prod", "staging"}
+	}
+	starts, ctx := errgroup.WithContext(ctx)
+	for _, name := range names {
+		starts.Go(func() error { _, err := l.Up(ctx, name, o); return err })
+	}
+	if err := starts.Wait(); err != nil {
+		return err
+	}
+	return status(ctx, l, out)
+}
+
+func down(ctx context.Context, l *cluster.Lab, names []string) error {
+	if len(names) == 0 {
+		return l.Clean(ctx)
+	}
+	var failed []error
+	for _, name := range names {
+		failed = append(failed, l.Down(ctx, name))
+	}
+	return errors.Join(failed...)
+}
+
+func status(ctx context.Context, l *cluster.Lab, out io.Writer) error {
+	clusters, err := l.Clusters()
+	if err != nil {
+		return err
+	}
+	if len(clusters) == 0 {
+		fmt.Fprintln(out, "no cluster runs in", l.Dir)
+	}
+	for _, c := range clusters {
+		state := "running"
+		switch {
+		case !c.Ready:
+			state = "not complete: it is being started, or its start was cut off (lab down " + c.Name + ")"
+		case c.Healthy(ctx) != nil:
+			state = "not answering (lab down " + c.Name + ")"
+		}
+		fmt.Fprintf(out, "%-12s %-10s KUBECONFIG=%s\n", c.Name, state, c.Kubeconfig())
+	}
+	return nil
+}
+
+// within is what needs a running cluster.
+func within(ctx context.Context, l *cluster.Lab, c *cluster.Cluster, command string, args []string, out io.Writer) error {
+	switch command {
+	case "kubeconfig":
+		fmt.Fprintln(out, c.Kubeconfig())
+		return nil
+	case "image":
+		return c.Import(ctx, args...)
+	case "kubectl":
+		programs, err := l.Builder.Programs(ctx)
+		if err != nil {
+			return err
+		}
+		args = slices.Insert(args, 0, programs.Path("kubectl"))
+	case "exec":
+		if len(args) == 0 {
+			return errors.New("give a program: lab exec NAME PROGRAM ARG…")
+		}
+		args = slices.Insert(args, 0, "nsenter", "--net=/run/netns/"+c.Namespace())
+	}
+	child := exec.CommandContext(ctx, args[0], args[1:]...)
+	child.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig())
+	child.Stdin, child.Stdout, child.Stderr = os.Stdin, out, os.Stderr
+	return child.Run()
+}
