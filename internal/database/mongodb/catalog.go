@@ -190,8 +190,15 @@ func (s *server) people(ctx context.Context, c *database.Catalog) error {
 	return nil
 }
 
-// The parts of a definition that say nothing about it: they are of the instance, or no longer mean anything.
-var meaningless = []string{"v", "ns", "background", "uuid", "2dsphereIndexVersion", "textIndexVersion"}
+// meaningless tells of parts of a definition that say nothing about it: they are of the instance, or no longer mean
+// anything.
+func meaningless(name string) bool {
+	switch name {
+	case "v", "ns", "background", "uuid", "2dsphereIndexVersion", "textIndexVersion":
+		return true
+	}
+	return false
+}
 
 // attributes brings a definition into normal form: flags that are off are as good as absent.
 func attributes(d bson.Raw, without ...string) map[string]string {
@@ -202,7 +209,7 @@ func attributes(d bson.Raw, without ...string) map[string]string {
 	}
 	for _, e := range elements {
 		name, v := e.Key(), e.Value()
-		if slices.Contains(without, name) || slices.Contains(meaningless, name) {
+		if slices.Contains(without, name) || meaningless(name) {
 			continue
 		}
 		if off, ok := v.BooleanOK(); ok && !off {

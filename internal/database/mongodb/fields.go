@@ -133,6 +133,7 @@ func valueText(v bson.RawValue) string {
 	case bson.TypeBinary:
 		_, data, _ := v.BinaryOK()
 		return hex.EncodeToString(data)
+	default:
+		return v.String()
 	}
-	return v.String()
 }

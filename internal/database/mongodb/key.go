@@ -45,8 +45,9 @@ func identifier(dst []byte, v bson.RawValue) []byte {
 		return database.AppendText(dst, []byte(s))
 	case bson.TypeEmbeddedDocument, bson.TypeArray:
 		return nested(dst, v, identifier)
+	default:
+		return canonical(dst, v)
 	}
-	return canonical(dst, v)
 }
 
 // decimalIdentifier appends a decimal as the integer or the float that is the same number, else without trailing zeros.
@@ -168,8 +169,9 @@ func canonical(dst []byte, v bson.RawValue) []byte {
 		return database.AppendTyped(dst, typedBinary, append([]byte{subtype}, data...))
 	case bson.TypeEmbeddedDocument, bson.TypeArray:
 		return database.AppendDocument(dst, v.Value)
+	default:
+		return database.AppendTyped(dst, rareType(v.Type), v.Value)
 	}
-	return database.AppendTyped(dst, rareType(v.Type), v.Value)
 }
 
 // rareType names a type that has no form of its own here.
@@ -191,8 +193,9 @@ func rareType(t bson.Type) string {
 		return typedMin
 	case bson.TypeMaxKey:
 		return typedMax
+	default:
+		return t.String()
 	}
-	return t.String()
 }
 
 // point returns the _id of a key as the server can be asked for it, where that is possible. FerretDB looks for strings
@@ -205,30 +208,23 @@ func (s *server) point(key []byte) (any, bool) {
 	canon := values[0]
 	family, _ := database.FamilyOf(canon)
 	payload := database.Payload(canon)
-	switch family {
-	case database.Text:
+	if family == database.Text {
 		return string(payload), true
-	case database.Other:
-		if id, ok := strings.CutPrefix(string(payload), string(rune(len(typedObjectID)))+typedObjectID); ok && len(id) == 12 {
-			return bson.ObjectID([]byte(id)), true
-		}
 	}
-	if s.ferretdb {
+	if id, ok := strings.CutPrefix(string(payload), string(rune(len(typedObjectID)))+typedObjectID); ok && family == database.Other && len(id) == 12 {
+		return bson.ObjectID([]byte(id)), true
+	}
+	switch {
+	case s.ferretdb:
 		return nil, false
-	}
-	switch family {
-	case database.Integer:
-		if len(payload) == 8 {
-			return int64(binary.BigEndian.Uint64(payload)), true
-		}
-	case database.Float:
+	case family == database.Integer && len(payload) == 8:
+		return int64(binary.BigEndian.Uint64(payload)), true
+	case family == database.Float:
 		return math.Float64frombits(binary.BigEndian.Uint64(payload)), true
-	case database.UUID:
+	case family == database.UUID:
 		return bson.Binary{Subtype: bson.TypeBinaryUUID, Data: payload}, true
-	case database.Timestamp:
-		if len(payload) == 9 {
-			return bson.DateTime(int64(binary.BigEndian.Uint64(payload[1:])) / 1000), true
-		}
+	case family == database.Timestamp && len(payload) == 9:
+		return bson.DateTime(int64(binary.BigEndian.Uint64(payload[1:])) / 1000), true
 	}
 	return nil, false
 }

@@ -46,7 +46,7 @@ func (e *Engine) Quiesce(ctx context.Context, q database.QuiesceRequest) (databa
 		hold = longestHold
 	}
 	l := &lease{dirs: q.Dirs, hold: hold, lost: make(chan struct{}), events: make(chan event, 1), exited: make(chan struct{})}
-	if err := l.start(e.o.HelperCommand); err != nil {
+	if err := l.start(ctx, e.o.HelperCommand); err != nil {
 		return nil, err
 	}
 	if err := l.held(ctx); err != nil {
@@ -111,8 +111,9 @@ type lease struct {
 }
 
 // start runs the helper.
-func (l *lease) start(command []string) error {
-	l.command = exec.Command(command[0], command[1:]...)
+func (l *lease) start(ctx context.Context, command []string) error {
+	// The lease outlives the call that took it.
+	l.command = exec.CommandContext(context.WithoutCancel(ctx), command[0], command[1:]...)
 	// A signal from the terminal goes to Sluice, which decides; the helper dies with Sluice, whatever ends it.
 	l.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	l.command.Stderr = &l.stderr

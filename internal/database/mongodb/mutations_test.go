@@ -448,16 +448,6 @@ func (f *ferret) index(t testing.TB, collection string, key bson.D, name string,
 	}
 }
 
-// document reads one.
-func (f *ferret) document(t testing.TB, collection string, id any) bson.D {
-	t.Helper()
-	var d bson.D
-	if err := f.collection(collection).FindOne(context.Background(), bson.D{{Key: "_id", Value: id}}).Decode(&d); err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
 // rewrite puts a document in the place of another by deleting it first: FerretDB takes 1 and 1.0 for the same and
 // leaves what it takes for the same.
 func (f *ferret) rewrite(t testing.TB, collection string, id any, d bson.D) {

@@ -93,7 +93,7 @@ func (q *quarantine) entry(path string, e fs.DirEntry, err error) error {
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
 		if q.links[st.Ino] == nil {
-			q.links[st.Ino] = &hardLink{path: path, count: uint64(st.Nlink)}
+			q.links[st.Ino] = &hardLink{path: path, count: uint64(st.Nlink)} //nolint:unconvert // it has 32 bits on other machines
 		}
 		q.links[st.Ino].found++
 	}

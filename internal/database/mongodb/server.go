@@ -254,6 +254,7 @@ func number(v bson.RawValue) (int64, bool) {
 	case bson.TypeDouble:
 		f, ok := v.DoubleOK()
 		return int64(f), ok && f == float64(int64(f))
+	default:
+		return 0, false
 	}
-	return 0, false
 }

@@ -168,8 +168,9 @@ func number(v bson.RawValue) (*big.Rat, bool) {
 	case bson.TypeDecimal128:
 		d, _ := v.Decimal128OK()
 		return new(big.Rat).SetString(d.String())
+	default:
+		return nil, false
 	}
-	return nil, false
 }
 
 func size(raw bson.Raw) int {

@@ -4,6 +4,7 @@
 package standin
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -53,7 +54,7 @@ type Server struct {
 
 // Start listens on loopback and serves until Close.
 func Start(c Content) (*Server, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
