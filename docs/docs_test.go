@@ -50,11 +50,11 @@ type page struct {
 
 func (p page) String() string { return filepath.Base(p.path) }
 
-// pages returns the README, the other documents of the root, and everything below docs.
+// pages returns the README and the other documents of the root, of docs, and of the examples.
 func pages(t *testing.T) []page {
 	t.Helper()
 	var all []page
-	for _, pattern := range []string{"../*.md", "*.md", "decisions/*.md"} {
+	for _, pattern := range []string{"../*.md", "*.md", "decisions/*.md", "../examples/*.md"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -125,7 +125,7 @@ func TestMakeTargetsExist(t *testing.T) {
 	}
 }
 
-func TestReadmeNamesTheTwoCommands(t *testing.T) {
+func TestReadmeShowsCommandsAndTour(t *testing.T) {
 	body, err := os.ReadFile("../README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +133,13 @@ func TestReadmeNamesTheTwoCommands(t *testing.T) {
 	for _, want := range []string{"$ make demo\n", "$ make test\n"} {
 		if !bytes.Contains(body, []byte(want)) {
 			t.Errorf("README.md does not show %q", want)
+		}
+	}
+	_, tour, _ := bytes.Cut(body, []byte("<!-- demo: begin -->"))
+	tour, _, ended := bytes.Cut(tour, []byte("<!-- demo: end -->"))
+	for _, want := range []string{"Delivery 1 of 3", "Delivery 2 of 3", "Delivery 3 of 3", "What became of them"} {
+		if !ended || !bytes.Contains(tour, []byte(want)) {
+			t.Errorf("the tour of README.md, between its two comments, does not show %q", want)
 		}
 	}
 }
