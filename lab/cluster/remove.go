@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 )
 
 // remove takes away everything that may belong to a cluster of this name, in whatever state it is. It can be repeated;
@@ -90,48 +89,4 @@ func (c *Cluster) killAll(ctx context.Context, known bool) error {
 			return err
 		}
 	}
-}
-
-// Leftovers lists what exists on the machine of this lab's clusters. It is empty after all were taken down.
-func (l *Lab) Leftovers() ([]string, error) {
-	var left []string
-	clusters, err := l.Clusters()
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range clusters {
-		left = append(left, "slot "+c.slot.file())
-	}
-	mounts, err := readMounts()
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range mounts {
-		if inside, err := filepath.Rel(l.Dir, m.target); err == nil && filepath.IsLocal(inside) {
-			left = append(left, "mount "+m.target)
-		}
-	}
-	entries, err := os.ReadDir(l.Dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	for _, e := range entries {
-		if e.IsDir() || filepath.Ext(e.Name()) != ".lock" {
-			left = append(left, "file "+filepath.Join(l.Dir, e.Name()))
-		}
-	}
-	loops, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range loops {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue
-		}
-		if inside, err := filepath.Rel(l.Dir, string(b)); err == nil && filepath.IsLocal(inside) {
-			left = append(left, "loop device of "+string(b))
-		}
-	}
-	return left, nil
 }
