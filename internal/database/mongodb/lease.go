@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -37,6 +38,13 @@ func (e *Engine) Quiesce(ctx context.Context, q database.QuiesceRequest) (databa
 	if len(q.Dirs) == 0 {
 		return nil, fault.Newf(fault.Invalid, "no volume is named whose writers are to be held")
 	}
+	dirs := make([]string, len(q.Dirs))
+	for i, dir := range q.Dirs {
+		var err error
+		if dirs[i], err = filepath.EvalSymlinks(dir); err != nil {
+			return nil, fault.Newf(fault.NotFound, "look for databases: %w", err)
+		}
+	}
 	info, served, err := e.serves(ctx, q.URL)
 	if err != nil {
 		return nil, err
@@ -45,7 +53,7 @@ func (e *Engine) Quiesce(ctx context.Context, q database.QuiesceRequest) (databa
 	if hold <= 0 || hold > longestHold {
 		hold = longestHold
 	}
-	l := &lease{dirs: q.Dirs, hold: hold, lost: make(chan struct{}), events: make(chan event, 1), exited: make(chan struct{})}
+	l := &lease{dirs: dirs, hold: hold, lost: make(chan struct{}), events: make(chan event, 1), exited: make(chan struct{})}
 	if err := l.start(ctx, e.o.HelperCommand); err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
 
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -32,11 +33,13 @@ func (*view) Ranges(_ context.Context, r database.Relation, _ int) ([]database.R
 	return []database.Range{{Relation: r}}, nil
 }
 
-// An answer must fit into one message of 48 MB. FerretDB does not cut batches by their size as mongod does, so they are
-// cut by the average size of a document, and where large ones stand together, to one.
+// An answer must fit into one message. FerretDB does not cut batches by their size as mongod does: it ends the connection
+// over an answer that is too large. So batches are cut by the average size of a document, and where large ones stand
+// together, to one.
 const (
 	batchBytes = 4 << 20
 	batchMost  = 200
+	message    = 48_000_000
 )
 
 // Scan implements database.View.
@@ -50,53 +53,71 @@ func (v *view) Scan(ctx context.Context, r database.Range, p *database.Projectio
 	if before.documents > 0 {
 		size = min(max(batchBytes/max(before.bytes/before.documents, 1), 1), batchMost)
 	}
-	seen, err := v.find(ctx, n, bson.D{{Key: "batchSize", Value: size}}, p, each)
-	if err != nil && tooLarge(err) && size > 1 && !v.Live() {
+	read, err := v.find(ctx, n, query{batch: size}, p, each)
+	if err != nil && size > 1 && v.tooLarge(err, before.bytes-read.bytes) {
+		if v.Live() {
+			return read.documents, fault.WithRemedy(fault.Newf(fault.Invalid, "read %s: the server ended the connection, most likely over a batch of large documents: %w", n, err),
+				"compare a copy that nobody writes to: there it is read one document at a time")
+		}
 		// The order of a scan stands still with the data, so it goes on where it was.
-		var rest int64
-		rest, err = v.find(ctx, n, bson.D{{Key: "batchSize", Value: 1}, {Key: "skip", Value: seen}}, p, each)
-		seen += rest
+		var rest extent
+		rest, err = v.find(ctx, n, query{batch: 1, skip: read.documents}, p, each)
+		read.documents += rest.documents
 	}
 	if err != nil {
-		return seen, v.scanProblem(err, n)
+		return read.documents, v.scanProblem(err, n)
 	}
 	after, err := v.s.measure(ctx, n)
 	if err != nil {
-		return seen, err
+		return read.documents, err
 	}
 	if before.documents != after.documents && v.Live() {
 		// It is being written: what the cursor gave, to its end, is all that the server says.
-		return seen, nil
+		return read.documents, nil
 	}
 	return after.documents, nil
 }
 
+// tooLarge tells whether an error can have come from a batch that is too large: there must be as much left to read. Any
+// other loss of a connection is one.
+func (v *view) tooLarge(err error, left int64) bool {
+	_, own := errors.AsType[*callback](err)
+	return v.s.ferretdb && !own && left > message && (mongo.IsNetworkError(err) || strings.Contains(err.Error(), "length of read message too large"))
+}
+
 func (v *view) scanProblem(err error, n database.Name) error {
-	if tooLarge(err) {
-		return fault.WithRemedy(fault.Newf(fault.Invalid, "read %s: a batch of its documents is larger than a message may be", n),
-			"compare a copy that nobody writes to: there it is read one document at a time")
-	}
-	var own *callback
-	if errors.As(err, &own) {
+	if own, ok := errors.AsType[*callback](err); ok {
 		return own.error
 	}
 	return v.s.problem(err, "read "+n.String())
 }
 
-// tooLarge recognises the driver's refusal of a message, which has no type.
-func tooLarge(err error) bool {
-	return strings.Contains(err.Error(), "length of read message too large")
-}
-
 // callback is an error of the caller's own function, which is passed on as it is.
 type callback struct{ error }
 
-// find reads what a query gives, to its end. It returns how many documents were passed on.
-func (v *view) find(ctx context.Context, n database.Name, query bson.D, p *database.Projection, each func(database.Row) error) (seen int64, err error) {
-	command := append(bson.D{{Key: "find", Value: n.Relation}}, query...)
-	cursor, err := v.s.client.Database(n.Database).RunCommandCursor(undated{ctx}, command)
+// query is what is asked of a collection; all of it by default.
+type query struct {
+	filter any // of _id
+	batch  int64
+	skip   int64
+}
+
+func (q query) command(collection string) bson.D {
+	c := bson.D{{Key: "find", Value: collection}, {Key: "batchSize", Value: q.batch}}
+	if q.filter != nil {
+		c = append(c, bson.E{Key: "filter", Value: bson.D{{Key: "_id", Value: q.filter}}})
+	}
+	if q.skip > 0 {
+		c = append(c, bson.E{Key: "skip", Value: q.skip})
+	}
+	return c
+}
+
+// find reads what a query gives, to its end. It returns how much was passed on.
+func (v *view) find(ctx context.Context, n database.Name, q query, p *database.Projection, each func(database.Row) error) (read extent, err error) {
+	cursor, err := v.s.client.Database(n.Database).RunCommandCursor(undated{ctx}, q.command(n.Relation))
 	if err != nil {
-		return 0, err
+		return read, err
 	}
 	defer func() {
 		// A cursor that was left in the middle is ended on the server even when the context is over.
@@ -104,25 +125,20 @@ func (v *view) find(ctx context.Context, n database.Name, query bson.D, p *datab
 			err = e
 		}
 	}()
-	for _, e := range query {
-		if n, ok := e.Value.(int64); ok && e.Key == "batchSize" {
-			cursor.SetBatchSize(int32(n))
-		} else if n, ok := e.Value.(int); ok && e.Key == "batchSize" {
-			cursor.SetBatchSize(int32(n))
-		}
-	}
+	cursor.SetBatchSize(int32(q.batch))
 	var row rowBuffer
 	for cursor.Next(undated{ctx}) {
 		r, err := row.read(cursor.Current, p)
 		if err != nil {
-			return seen, &callback{fmt.Errorf("%s: %w", n, err)}
+			return read, &callback{fmt.Errorf("%s: %w", n, err)}
 		}
-		seen++
+		read.documents++
+		read.bytes += int64(len(cursor.Current))
 		if err := each(r); err != nil {
-			return seen, &callback{err}
+			return read, &callback{err}
 		}
 	}
-	return seen, cursor.Err()
+	return read, cursor.Err()
 }
 
 // rowBuffer makes rows of documents; a row is valid until the next.
@@ -152,6 +168,9 @@ func (b *rowBuffer) read(raw bson.Raw, p *database.Projection) (database.Row, er
 // its own index, so SQLite walks the table for each; only decoding, which is most of a scan's cost, is saved.
 const pointQueries = 16
 
+// fetchBatch is how many documents of the largest size fit into a message; mongod cuts its batches by itself.
+const fetchBatch = 2
+
 // Fetch implements database.View.
 func (v *view) Fetch(ctx context.Context, r database.Relation, p *database.Projection, keys [][]byte, each func(database.Row) error) error {
 	wanted := make(map[string]bool, len(keys))
@@ -172,8 +191,12 @@ func (v *view) Fetch(ctx context.Context, r database.Relation, p *database.Proje
 		_, err := v.Scan(ctx, database.Range{Relation: r}, p, only)
 		return err
 	}
+	batch := int64(len(ids))
+	if v.s.ferretdb {
+		batch = fetchBatch
+	}
 	for _, filter := range v.filters(ids) {
-		if _, err := v.find(ctx, r.Name, bson.D{{Key: "filter", Value: bson.D{{Key: "_id", Value: filter}}}, {Key: "batchSize", Value: 1}}, p, only); err != nil {
+		if _, err := v.find(ctx, r.Name, query{filter: filter, batch: batch}, p, only); err != nil {
 			return v.scanProblem(err, r.Name)
 		}
 	}
