@@ -138,7 +138,7 @@ func relations(ctx context.Context, conn *pgx.Conn, db string, ts *types, c *dat
 		case !e.Populated:
 			r.Skip = "the materialised view holds nothing until it is refreshed"
 		case !e.May:
-			r.Skip = "this user may not read it: GRANT pg_read_all_data"
+			r.Skip = "this user may not read it: GRANT pg_read_all_data TO " + quote(conn.Config().User)
 		case e.Policies:
 			r.Skip = "its policies would hide rows from this user: ALTER ROLE … BYPASSRLS"
 		}

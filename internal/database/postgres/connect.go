@@ -125,7 +125,10 @@ func (t *target) fault(ctx context.Context, err error, format string, args ...an
 	if cause := ctx.Err(); cause != nil {
 		return fmt.Errorf("%s: %w", what, cause)
 	}
-	if fault.KindOf(err) != "" {
+	if own, ok := errors.AsType[*fault.Error](err); ok {
+		if _, connecting := errors.AsType[*pgconn.ConnectError](err); connecting {
+			err = own // the outer one repeats it for each address and each way to encrypt
+		}
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if p, ok := errors.AsType[*pgconn.PgError](err); ok {
@@ -155,7 +158,7 @@ func serverFault(what string, p *pgconn.PgError) error {
 		if strings.Contains(p.Message, "row-level security") {
 			return fault.WithRemedy(wrap(fault.Denied), "policies would hide rows from this user: ALTER ROLE … BYPASSRLS")
 		}
-		return fault.WithRemedy(wrap(fault.Denied), "a privilege is missing: sluice data verify --preflight prints the GRANTs")
+		return fault.WithRemedy(wrap(fault.Denied), "a privilege is missing: sluice data grants postgres prints the GRANTs")
 	case p.Code == "3D000":
 		return fault.WithRemedy(wrap(fault.NotFound), "check the name of the database in the URL")
 	case p.Code == "53300":

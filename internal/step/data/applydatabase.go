@@ -58,7 +58,11 @@ func (st applyDatabase) Run(ctx context.Context, c step.Call) (step.Outcome, err
 	changes, err := p.Apply(ctx, c.Key+"/apply", a.Objects, platform.Options{Namespace: a.To.Namespace, Delivery: c.Delivery,
 		Quarantine: &platform.Quarantine{Args: from.Launch.Args, Env: from.Launch.Env}})
 	if err != nil {
-		return step.Outcome{}, err
+		if ctx.Err() != nil || fault.Is(err, fault.Transient) {
+			return step.Outcome{}, err
+		}
+		// A manifest that the platform refuses is as wrong tomorrow: nobody needs to be asked.
+		return step.Done(delivery.Fail, err.Error()), nil
 	}
 	if err := c.Save(ctx, applied{Changes: changes}); err != nil {
 		return step.Outcome{}, err

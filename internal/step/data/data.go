@@ -152,8 +152,36 @@ func (b base) url(p place, db plan.Database, namespace string, frozen bool) (dat
 		if name, _, _ := strings.Cut(host, "."); name != service {
 			return nil, fault.Newf(fault.Denied, "a connection to %s was refused: only Service %s of namespace %s is meant", address, service, namespace)
 		}
-		return p.Dial(ctx, ref, port)
+		c, err := p.Dial(ctx, ref, port)
+		if fault.Is(err, fault.NotFound) {
+			err = fault.WithRemedy(err, "the connection of database %s must name a Service of %s and a port of it", db.Name, db.Workload)
+		}
+		return c, err
 	}}, nil
+}
+
+// permitted refuses what would fail half-way, or leave tables out, for want of a privilege, and names each.
+func (b base) permitted(ctx context.Context, engine database.Engine, db plan.Database, u database.URL) error {
+	f, ok := engine.(database.Preflighter)
+	if !ok {
+		return nil
+	}
+	found, err := f.Preflight(ctx, u)
+	if err != nil {
+		return fmt.Errorf("database %s: %w", db.Name, err)
+	}
+	var missing []string
+	for _, m := range found {
+		// A database that takes no connections is reported by the comparison; it is no privilege.
+		if !strings.HasPrefix(m.Object, "database ") {
+			missing = append(missing, m.Message)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return fault.WithRemedy(fault.Newf(fault.Denied, "the user of the connection of database %s lacks privileges: %s", db.Name, strings.Join(missing, "; ")),
+		"sluice data grants %s prints all that are needed", db.Engine)
 }
 
 // open connects to the database in a namespace, where nobody writes: a twin, or production behind the fence.

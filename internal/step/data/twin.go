@@ -64,6 +64,9 @@ func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, 
 	if err != nil {
 		return cut{}, err
 	}
+	if err := b.permitted(ctx, engine, db, u); err != nil {
+		return cut{}, err
+	}
 	if maxHold == 0 {
 		maxHold = hold
 	}
