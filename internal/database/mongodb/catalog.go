@@ -91,7 +91,8 @@ func (s *server) databases(ctx context.Context) ([]string, error) {
 		out = append(out, name)
 	}
 	if s.only != "" && len(out) == 0 {
-		return nil, fault.WithRemedy(fault.Newf(fault.NotFound, "%s has no database %q", s.host, s.only), "check the name after the last slash of the URL; names are case-sensitive")
+		return nil, fault.WithRemedy(fault.Newf(fault.NotFound, "%s has no database %q", s.host, s.only),
+			"check the name after the last slash of the URL; names are case-sensitive")
 	}
 	return out, nil
 }

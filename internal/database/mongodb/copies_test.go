@@ -123,8 +123,8 @@ func copies(t *testing.T, root string, subvolume bool) {
 	}
 	slices.Sort(stalls)
 	slices.Sort(holds)
-	t.Logf("%d copies by %s: the lease took %s, at most %s; the slowest of a client's writes every millisecond took %s, at most %s; %d more were refused because the hold ran out",
-		copiesMade, method, holds[len(holds)/2].Round(time.Millisecond), holds[len(holds)-1].Round(time.Millisecond),
+	t.Logf("%d copies by %s: the lease took %s, at most %s; the slowest of a client's writes every millisecond took %s, at most %s; "+
+		"%d more were refused because the hold ran out", copiesMade, method, holds[len(holds)/2].Round(time.Millisecond), holds[len(holds)-1].Round(time.Millisecond),
 		stalls[len(stalls)/2].Round(time.Millisecond), stalls[len(stalls)-1].Round(time.Millisecond), refused)
 	if worst := stalls[len(stalls)-1]; worst > 10*time.Second {
 		t.Errorf("a writer was stalled for %s", worst)
@@ -259,7 +259,8 @@ func writeEveryMillisecond(f *ferret) *load {
 		defer tick.Stop()
 		for id := int64(1); ctx.Err() == nil; id++ {
 			x := written{id: id, begun: time.Now()}
-			if _, w.failed = f.collection(ledger).InsertOne(context.Background(), bson.D{{Key: "_id", Value: id}, {Key: "at", Value: x.begun}}); w.failed != nil {
+			document := bson.D{{Key: "_id", Value: id}, {Key: "at", Value: x.begun}}
+			if _, w.failed = f.collection(ledger).InsertOne(context.Background(), document); w.failed != nil {
 				return
 			}
 			x.acked = time.Now()

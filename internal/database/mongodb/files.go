@@ -83,7 +83,8 @@ func dataFiles(dirs []string) ([]dataFile, error) {
 
 // openFile connects to an existing file of SQLite.
 func openFile(ctx context.Context, path string, busy time.Duration) (*sql.Conn, func() error, error) {
-	u := url.URL{Scheme: "file", Path: path, RawQuery: url.Values{"mode": {"rw"}, "_pragma": {fmt.Sprintf("busy_timeout(%d)", busy.Milliseconds())}}.Encode()}
+	options := url.Values{"mode": {"rw"}, "_pragma": {fmt.Sprintf("busy_timeout(%d)", busy.Milliseconds())}}
+	u := url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}
 	db, err := sql.Open("sqlite", u.String())
 	if err != nil {
 		return nil, nil, fmt.Errorf("open %s: %w", path, err)

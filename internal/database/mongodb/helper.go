@@ -173,7 +173,8 @@ func (h *hold) lock(ctx context.Context, f dataFile) error {
 	}
 	h.files, h.conns, h.closes = append(h.files, f), append(h.conns, conn), append(h.closes, closing)
 	if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
-		return fault.WithRemedy(fault.Newf(fault.Transient, "the writers of %s cannot be held: %w", f.Path, err), "somebody writes for longer than %s at a time; try again later", h.Hold)
+		return fault.WithRemedy(fault.Newf(fault.Transient, "the writers of %s cannot be held: %w", f.Path, err),
+			"somebody writes for longer than %s at a time; try again later", h.Hold)
 	}
 	h.locked++
 	return nil

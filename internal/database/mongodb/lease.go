@@ -80,8 +80,8 @@ func (e *Engine) serves(ctx context.Context, u database.URL) (database.Info, []s
 	s := opened.(*server)
 	info, names, err := func() (database.Info, []string, error) {
 		if !s.ferretdb {
-			return database.Info{}, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is a real mongod: holding its writers (fsyncLock with a watchdog) is not built", s.host),
-				"stop the workload for the copy")
+			err := fault.Newf(fault.Invalid, "%s is a real mongod: holding its writers (fsyncLock with a watchdog) is not built", s.host)
+			return database.Info{}, nil, fault.WithRemedy(err, "stop the workload for the copy")
 		}
 		info, err := s.Describe(ctx)
 		if err != nil {

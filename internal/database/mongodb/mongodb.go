@@ -102,7 +102,8 @@ func listens(ctx context.Context, u database.URL, parsed *connstring.ConnString)
 	case err == nil:
 		return c.Close()
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fault.WithRemedy(fault.Newf(fault.Transient, "connect to the database: nobody listens at %s", address), "check that the server runs and that host and port are right")
+		return fault.WithRemedy(fault.Newf(fault.Transient, "connect to the database: nobody listens at %s", address),
+			"check that the server runs and that host and port are right")
 	}
 	return nil // the driver says more about it
 }
@@ -162,7 +163,8 @@ func (s *server) problem(err error, doing string) error {
 		return fault.Newf(fault.Lost, "%s: the connection was closed", doing)
 	}
 	if mongo.IsNetworkError(err) || mongo.IsTimeout(err) || strings.Contains(err.Error(), "server selection") {
-		return fault.WithRemedy(fault.Newf(fault.Transient, "%s: %s does not answer: %w", doing, s.host, err), "check that the server runs and that host and port are right")
+		return fault.WithRemedy(fault.Newf(fault.Transient, "%s: %s does not answer: %w", doing, s.host, err),
+			"check that the server runs and that host and port are right")
 	}
 	return fault.Newf(fault.Invalid, "%s: %w", doing, err)
 }

@@ -20,7 +20,8 @@ func fileMutations() []mutation {
 			d.file(t, "orders", func(t *testing.T, db *sql.DB, table string) {
 				dropKey(t, db, table)
 				execute(t, db, fmt.Sprintf(`DELETE FROM %q WHERE _ferretdb_sjson->>'_id' = ?`, table), orderID(n[0]))
-				execute(t, db, fmt.Sprintf(`INSERT INTO %q (_ferretdb_sjson) SELECT _ferretdb_sjson FROM %q WHERE _ferretdb_sjson->>'_id' = ?`, table, table), orderID(n[1]))
+				double := `INSERT INTO %q (_ferretdb_sjson) SELECT _ferretdb_sjson FROM %q WHERE _ferretdb_sjson->>'_id' = ?`
+				execute(t, db, fmt.Sprintf(double, table, table), orderID(n[1]))
 			})
 			d.rows("orders", fingerprint.ClassMissing, orderID(n[0]))
 			d.rows("orders", fingerprint.ClassDuplicate, orderID(n[1]))
@@ -29,8 +30,9 @@ func fileMutations() []mutation {
 			i := d.pick(1)[0]
 			d.file(t, "orders", func(t *testing.T, db *sql.DB, table string) {
 				dropKey(t, db, table)
-				execute(t, db, fmt.Sprintf(`INSERT INTO %q (_ferretdb_sjson) SELECT replace(_ferretdb_sjson, '"Utrecht"', '"Amsterdam"') FROM %q WHERE _ferretdb_sjson->>'_id' = ?`,
-					table, table), orderID(i))
+				double := `INSERT INTO %q (_ferretdb_sjson) SELECT replace(_ferretdb_sjson, '"Utrecht"', '"Amsterdam"') FROM %q
+					WHERE _ferretdb_sjson->>'_id' = ?`
+				execute(t, db, fmt.Sprintf(double, table, table), orderID(i))
 			})
 			d.rows("orders", fingerprint.ClassDuplicate, orderID(i))
 		}),
@@ -103,7 +105,8 @@ func (d *damage) edit(t *testing.T, i int64, from, to string) {
 		if strings.Count(text, from) != 1 {
 			t.Fatalf("%q is not once in %s", from, text)
 		}
-		if n := execute(t, db, fmt.Sprintf(`UPDATE %q SET _ferretdb_sjson = ? WHERE _ferretdb_sjson->>'_id' = ?`, table), strings.Replace(text, from, to, 1), orderID(i)); n != 1 {
+		update := fmt.Sprintf(`UPDATE %q SET _ferretdb_sjson = ? WHERE _ferretdb_sjson->>'_id' = ?`, table)
+		if n := execute(t, db, update, strings.Replace(text, from, to, 1), orderID(i)); n != 1 {
 			t.Fatalf("%d rows were edited", n)
 		}
 	})

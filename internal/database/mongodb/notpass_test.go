@@ -173,7 +173,8 @@ func TestWrittenMeanwhile(t *testing.T) {
 			if i == 10 {
 				close(writing)
 			}
-			_, err = f.collection(databasetest.Orders).UpdateOne(context.Background(), bson.D{{Key: "_id", Value: int64(1 + i%3)}}, bson.D{{Key: "$set", Value: bson.D{{Key: "note", Value: i}}}})
+			note := bson.D{{Key: "$set", Value: bson.D{{Key: "note", Value: i}}}}
+			_, err = f.collection(databasetest.Orders).UpdateOne(context.Background(), bson.D{{Key: "_id", Value: int64(1 + i%3)}}, note)
 		}
 		done <- err
 	}()

@@ -36,8 +36,8 @@ func (*Engine) Prepare(_ context.Context, dirs []string, r database.Role) (datab
 	}
 	for _, l := range q.links {
 		if l.found < l.count {
-			return database.Launch{}, fault.WithRemedy(fault.Newf(fault.Denied, "%s is a hard link to a file outside the copy: writing to it would write there", l.path),
-				"copy the file instead of linking it")
+			err := fault.Newf(fault.Denied, "%s is a hard link to a file outside the copy: writing to it would write there", l.path)
+			return database.Launch{}, fault.WithRemedy(err, "copy the file instead of linking it")
 		}
 	}
 	if len(q.files) == 0 && r != database.Production {
@@ -81,8 +81,8 @@ func (q *quarantine) entry(path string, e fs.DirEntry, err error) error {
 		return q.symlink(path)
 	}
 	if strings.HasPrefix(name, "WiredTiger") || name == "mongod.lock" {
-		return fault.WithRemedy(fault.Newf(fault.Invalid, "%s belongs to a real mongod: neutralising copies of one (replica set identity, TTL monitor) is not built", path),
-			"use FerretDB on SQLite, or wait for a later release")
+		err := fault.Newf(fault.Invalid, "%s belongs to a real mongod: neutralising a copy (replica set identity, TTL monitor) is not built", path)
+		return fault.WithRemedy(err, "use FerretDB on SQLite, or wait for a later release")
 	}
 	if !e.Type().IsRegular() {
 		return nil

@@ -56,8 +56,8 @@ func (v *view) Scan(ctx context.Context, r database.Range, p *database.Projectio
 	read, err := v.find(ctx, n, query{batch: size}, p, each)
 	if err != nil && size > 1 && v.tooLarge(err, before.bytes-read.bytes) {
 		if v.Live() {
-			return read.documents, fault.WithRemedy(fault.Newf(fault.Invalid, "read %s: the server ended the connection, most likely over a batch of large documents: %w", n, err),
-				"compare a copy that nobody writes to: there it is read one document at a time")
+			err := fault.Newf(fault.Invalid, "read %s: the server ended the connection, most likely over a batch of large documents: %w", n, err)
+			return read.documents, fault.WithRemedy(err, "compare a copy that nobody writes to: there it is read one document at a time")
 		}
 		// The order of a scan stands still with the data, so it goes on where it was.
 		var rest extent
