@@ -49,6 +49,7 @@ type Change struct {
 	Ref      manifest.Ref     `json:"ref"`
 	Created  bool             `json:"created"`
 	PreImage *manifest.Object `json:"preImage,omitempty"`
+	Journal  string           `json:"journal,omitempty"` // where the platform keeps what more it must know to take the change back
 }
 
 // State is what a platform says of one object.

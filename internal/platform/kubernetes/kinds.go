@@ -1,0 +1,128 @@
+package kubernetes
+
+import (
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/restmapper"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+)
+
+// The resources that Sluice uses itself.
+var (
+	secrets     = schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
+	services    = schema.GroupVersionResource{Version: "v1", Resource: "services"}
+	namespaces  = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
+	pods        = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+	events      = schema.GroupVersionResource{Version: "v1", Resource: "events"}
+	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
+	replicaSets = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"}
+	autoscalers = schema.GroupVersionResource{Group: "autoscaling", Version: "v2", Resource: "horizontalpodautoscalers"}
+)
+
+// resource is a kind as the cluster serves it.
+type resource struct {
+	schema.GroupVersionResource
+	kind       schema.GroupVersionKind
+	namespaced bool
+}
+
+// kinds knows which kinds the cluster serves.
+type kinds struct {
+	disco  discovery.CachedDiscoveryInterface
+	mapper *restmapper.DeferredDiscoveryRESTMapper
+}
+
+func newKinds(d discovery.CachedDiscoveryInterface) *kinds {
+	return &kinds{d, restmapper.NewDeferredDiscoveryRESTMapper(d)}
+}
+
+// forget has the kinds be asked for again: a definition was added.
+func (k *kinds) forget() { k.mapper.Reset() }
+
+// of returns the resource of a group, version and kind. An unknown one is an error of kind NotFound.
+func (k *kinds) of(gvk schema.GroupVersionKind) (resource, error) {
+	m, err := k.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+	if meta.IsNoMatchError(err) {
+		return resource{}, fault.WithRemedy(fault.Newf(fault.NotFound, "the cluster has no kind %s of %s", gvk.Kind, gvk.GroupVersion()),
+			"install its CustomResourceDefinition first, or put it among the manifests")
+	}
+	if err != nil {
+		return resource{}, failed(err, "ask the cluster for its kinds")
+	}
+	return resource{m.Resource, m.GroupVersionKind, m.Scope.Name() == meta.RESTScopeNameNamespace}, nil
+}
+
+// named returns the resource of a kind whose group is not told. Kubernetes' own kinds win over others of their name.
+func (k *kinds) named(kind string) (resource, error) {
+	for range 2 {
+		lists, err := k.disco.ServerPreferredResources()
+		if err != nil && len(lists) == 0 {
+			return resource{}, failed(err, "ask the cluster for its kinds")
+		}
+		var found []schema.GroupVersionKind
+		for _, l := range lists {
+			gv, err := schema.ParseGroupVersion(l.GroupVersion)
+			if err != nil {
+				continue
+			}
+			for _, r := range l.APIResources {
+				if r.Kind == kind && !strings.Contains(r.Name, "/") {
+					found = append(found, gv.WithKind(kind))
+				}
+			}
+		}
+		if len(found) > 0 {
+			gvk, err := prefer(found)
+			if err != nil {
+				return resource{}, err
+			}
+			return k.of(gvk)
+		}
+		k.forget()
+	}
+	return resource{}, fault.WithRemedy(fault.Newf(fault.NotFound, "the cluster has no kind %s", kind), "install its CustomResourceDefinition first")
+}
+
+// prefer chooses between kinds of one name.
+func prefer(found []schema.GroupVersionKind) (schema.GroupVersionKind, error) {
+	own := func(group string) int {
+		switch {
+		case group == "":
+			return 0
+		case !strings.Contains(group, "."):
+			return 1
+		case strings.HasSuffix(group, ".k8s.io"):
+			return 2
+		}
+		return 3
+	}
+	slices.SortStableFunc(found, func(a, b schema.GroupVersionKind) int { return own(a.Group) - own(b.Group) })
+	if len(found) > 1 && own(found[0].Group) == 3 && found[0].Group != found[1].Group {
+		return found[0], fault.Newf(fault.Invalid, "the cluster has more than one kind %s: of %s and of %s", found[0].Kind, found[0].Group, found[1].Group)
+	}
+	return found[0], nil
+}
+
+// at returns where an object of a resource is.
+func (p *Platform) at(r resource, namespace string) dynamic.ResourceInterface {
+	if !r.namespaced {
+		return p.dynamic.Resource(r.GroupVersionResource)
+	}
+	return p.dynamic.Resource(r.GroupVersionResource).Namespace(namespace)
+}
+
+// where returns where the object that a ref names is.
+func (p *Platform) where(ref manifest.Ref) (dynamic.ResourceInterface, error) {
+	r, err := p.kinds.named(ref.Kind)
+	if err != nil {
+		return nil, err
+	}
+	return p.at(r, ref.Namespace), nil
+}

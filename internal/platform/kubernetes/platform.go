@@ -1,0 +1,118 @@
+// Package kubernetes is the platform of a real cluster: objects are applied by server-side apply, every change is journaled
+// in the cluster before it is made, and what a delivery did is taken back from that journal.
+package kubernetes
+
+import (
+	"io"
+	"log/slog"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// manager is the name under which fields are owned.
+const manager = "sluice"
+
+// The labels and annotations that Sluice writes.
+const (
+	deliveryLabel = "sluice.dev/delivery"
+	trackLabel    = "sluice.dev/track"
+	openLabel     = "sluice.dev/open"      // required by a closed Service, carried by no pod
+	canaryOf      = "sluice.dev/canary-of" // on a canary: the Deployment that it stands beside
+	startedBy     = "sluice.dev/started-by"
+	twinLabel     = "sluice.dev/twin"
+	managedBy     = "app.kubernetes.io/managed-by"
+	revisionName  = "deploy.armory.io/replica-set-name" // Armory's: real queries join on it
+	templateHash  = "pod-template-hash"
+)
+
+// Config says which cluster an account is, and how it is treated.
+type Config struct {
+	Account    string
+	Kubeconfig string        // a file; "" means where kubectl looks, and in a pod the pod's own credentials
+	Context    string        // of the kubeconfig; "" means the current one
+	Adopt      []string      // field managers whose fields are taken over besides kubectl's
+	Grace      time.Duration // how long a pod may find no node; 0 means two minutes
+	Log        *slog.Logger
+}
+
+// Platform is a cluster.
+type Platform struct {
+	c       Config
+	config  *rest.Config
+	dynamic dynamic.Interface
+	pods    rest.Interface // for logs, which are no objects
+	kinds   *kinds
+	journal journal
+	log     *slog.Logger
+}
+
+var (
+	_ platform.Platform = (*Platform)(nil)
+	_ platform.Getter   = (*Platform)(nil)
+	_ platform.Deleter  = (*Platform)(nil)
+	_ platform.Fencer   = (*Platform)(nil)
+	_ platform.Logger   = (*Platform)(nil)
+	_ platform.Shifter  = (*Platform)(nil)
+)
+
+// Connect reads the credentials of an account. The cluster is reached with the first call, so that one that is away is an
+// error of that call, which may be tried again.
+func Connect(c Config) (*Platform, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	if c.Kubeconfig != "" {
+		rules.ExplicitPath = c.Kubeconfig
+	}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
+	if err != nil {
+		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "the credentials of account %s cannot be read: %w", c.Account, err),
+			"check kubeconfig and context of the account; kubectl --context reads the same file")
+	}
+	config.QPS, config.Burst = 50, 100
+	config.UserAgent = manager
+	// A warning about an old API version is for whoever writes manifests, and is not told on a server's standard error.
+	config.WarningHandlerWithContext = rest.NoWarnings{}
+	return connect(c, config)
+}
+
+func connect(c Config, config *rest.Config) (*Platform, error) {
+	p := &Platform{c: c, config: config, log: c.Log}
+	if p.log == nil {
+		p.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if p.c.Grace == 0 {
+		p.c.Grace = 2 * time.Minute
+	}
+	p.c.Adopt = slices.Concat(kubectls, c.Adopt)
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, fault.Newf(fault.Invalid, "the credentials of account %s cannot be used: %w", c.Account, err)
+	}
+	if p.dynamic, err = dynamic.NewForConfigAndClient(config, client); err != nil {
+		return nil, fault.Newf(fault.Invalid, "account %s: %w", c.Account, err)
+	}
+	disco, err := discovery.NewDiscoveryClientForConfigAndClient(config, client)
+	if err != nil {
+		return nil, fault.Newf(fault.Invalid, "account %s: %w", c.Account, err)
+	}
+	core := rest.CopyConfig(config)
+	core.APIPath, core.GroupVersion = "/api", &schema.GroupVersion{Version: "v1"}
+	core.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
+	if p.pods, err = rest.RESTClientForConfigAndClient(core, client); err != nil {
+		return nil, fault.Newf(fault.Invalid, "account %s: %w", c.Account, err)
+	}
+	p.kinds = newKinds(memory.NewMemCacheClient(disco))
+	p.journal = journal{p.dynamic.Resource(secrets)}
+	return p, nil
+}

@@ -1,0 +1,262 @@
+package kubernetes
+
+import (
+	"context"
+	"reflect"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// shares returns how many pods the two versions have at a share of the canary in percent. An autoscaler decides about the
+// stable version's itself.
+func shares(n, percent int64, autoscaled bool) (canary, stable int64) {
+	switch {
+	case percent <= 0:
+		return 1, n // one that serves nobody, so that it is known to start
+	case autoscaled && percent >= 100:
+		return n, n
+	case autoscaled:
+		return ceil(n*percent, 100-percent), n
+	}
+	canary = min(n, ceil(n*percent, 100))
+	return canary, n - canary
+}
+
+func ceil(a, b int64) int64 { return (a + b - 1) / b }
+
+// shifted is a Deployment with its canary, and what is to be known of both.
+type shifted struct {
+	ref            manifest.Ref
+	stable, canary *unstructured.Unstructured
+	rec            *record
+	start          *entry
+	autoscaled     bool
+	replicas       int64 // of the stable version alone
+}
+
+// canaryRef names the canary.
+func (s shifted) canaryRef() manifest.Ref {
+	return manifest.Ref{Kind: "Deployment", Namespace: s.canary.GetNamespace(), Name: s.canary.GetName()}
+}
+
+// each does something for every Deployment that has a canary. One that has none is the first of its name, and has all traffic.
+func (p *Platform) each(ctx context.Context, key string, refs []manifest.Ref, do func(context.Context, shifted) error) error {
+	if len(refs) == 0 {
+		return nil
+	}
+	return p.once(ctx, refs[0].Namespace, key, nil, func([]entry) error {
+		for _, ref := range refs {
+			s := shifted{ref: ref}
+			var err error
+			if s.canary, err = p.canary(ctx, ref); err != nil {
+				return err
+			}
+			if s.canary == nil {
+				continue
+			}
+			if s.stable, err = p.read(ctx, ref); err != nil {
+				return err
+			}
+			if s.rec, s.start, err = p.startOf(ctx, ref, s.canary); err != nil {
+				return err
+			}
+			if s.autoscaled, err = p.autoscaled(ctx, ref); err != nil {
+				return err
+			}
+			s.replicas = *s.start.Replicas
+			if n, ok := replicasOf(s.stable); ok && s.autoscaled {
+				s.replicas = n
+			}
+			if err := do(ctx, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// SetWeight implements platform.Shifter, by the ratio of the pods. Pods that are added are ready before others are taken away.
+// All traffic at once is redirected instead, and the old version stays as it is: so it can have it back at once.
+func (p *Platform) SetWeight(ctx context.Context, key string, refs []manifest.Ref, percent int) error {
+	return p.each(ctx, key, refs, func(ctx context.Context, s shifted) error {
+		canary, stable := shares(s.replicas, int64(percent), s.autoscaled)
+		only, err := p.pinned(ctx, s.stable)
+		if err != nil {
+			return err
+		}
+		switch {
+		case percent <= 0:
+			return p.none(ctx, s)
+		case percent >= 100 && (only || s.autoscaled):
+			if err := p.grow(ctx, s.canaryRef(), s.canary, canary); err != nil {
+				return err
+			}
+			return p.lead(ctx, s.stable, s.canary)
+		}
+		if err := p.grow(ctx, s.canaryRef(), s.canary, canary); err != nil {
+			return err
+		}
+		if err := p.pin(ctx, s.stable, ""); err != nil {
+			return err
+		}
+		if s.autoscaled {
+			return p.shrink(ctx, s.canaryRef(), s.canary, canary)
+		}
+		if err := p.grow(ctx, s.ref, s.stable, stable); err != nil {
+			return err
+		}
+		if err := p.shrink(ctx, s.ref, s.stable, stable); err != nil {
+			return err
+		}
+		return p.shrink(ctx, s.canaryRef(), s.canary, canary)
+	})
+}
+
+// grow scales a version up, and waits until all of it is ready.
+func (p *Platform) grow(ctx context.Context, ref manifest.Ref, live *unstructured.Unstructured, to int64) error {
+	if n, _ := replicasOf(live); n < to {
+		if err := p.scaleTo(ctx, ref, to); err != nil {
+			return err
+		}
+	}
+	return p.await(ctx, ref, isReady)
+}
+
+func (p *Platform) shrink(ctx context.Context, ref manifest.Ref, live *unstructured.Unstructured, to int64) error {
+	if n, _ := replicasOf(live); n > to {
+		return p.scaleTo(ctx, ref, to)
+	}
+	return nil
+}
+
+// none gives the stable version all traffic: at once where its pods can carry it, else as soon as they can.
+func (p *Platform) none(ctx context.Context, s shifted) error {
+	led := false
+	if n, _, _ := unstructured.NestedInt64(s.stable.Object, "status", "readyReplicas"); 2*n >= s.replicas && computed(s.ref, s.stable).Ready {
+		if err := p.lead(ctx, s.stable, s.stable); err != nil {
+			return err
+		}
+		led = true
+	}
+	if !s.autoscaled {
+		if err := p.scaleBack(ctx, s.ref, s.replicas); err != nil {
+			return err
+		}
+	}
+	if led {
+		return p.shrink(ctx, s.canaryRef(), s.canary, 1)
+	}
+	if err := p.await(ctx, s.ref, isReady); err != nil {
+		return err
+	}
+	if err := p.lead(ctx, s.stable, s.stable); err != nil {
+		return err
+	}
+	return p.shrink(ctx, s.canaryRef(), s.canary, 1)
+}
+
+// Promote implements platform.Shifter: the stable Deployment gets the new version, and when all of it is ready the canary goes.
+func (p *Platform) Promote(ctx context.Context, key string, refs []manifest.Ref) error {
+	return p.each(ctx, key, refs, func(ctx context.Context, s shifted) error {
+		next := manifest.Object{Unstructured: unstructured.Unstructured{Object: s.start.Next}, Origin: s.ref.String()}
+		if err := p.release(ctx, s); err != nil {
+			return err
+		}
+		if _, says := replicasOf(&next.Unstructured); !says && !s.autoscaled {
+			if err := p.scaleTo(ctx, s.ref, s.replicas); err != nil {
+				return err
+			}
+		}
+		after, err := p.write(ctx, next)
+		if err != nil {
+			return err
+		}
+		s.start.After = after.Object
+		if err := p.journal.note(ctx, s.rec); err != nil {
+			return err
+		}
+		if err := p.await(ctx, s.ref, isReady); err != nil {
+			return err
+		}
+		return p.endCanary(ctx, s)
+	})
+}
+
+// release lets the Services lead to the stable version's pods of any revision, unless they lead to the canary alone.
+func (p *Platform) release(ctx context.Context, s shifted) error {
+	return p.unpin(ctx, s, func(hash string, canarys map[string]bool) bool { return !canarys[hash] })
+}
+
+// unpin has the Services lead to every version again that lead to one which fits.
+func (p *Platform) unpin(ctx context.Context, s shifted, fits func(hash string, canarys map[string]bool) bool) error {
+	canarys, err := p.hashes(ctx, s.canary)
+	if err != nil {
+		return err
+	}
+	all, _, err := p.servicesOf(ctx, s.ref.Namespace, templateLabels(s.stable))
+	if err != nil {
+		return err
+	}
+	for _, ref := range all {
+		live, err := p.read(ctx, ref)
+		if err != nil {
+			return err
+		}
+		if hash, ok, _ := unstructured.NestedString(live.Object, "spec", "selector", templateHash); ok && fits(hash, canarys) {
+			if err := p.require(ctx, ref, templateHash, ""); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// endCanary deletes the canary, after the Services no longer lead to it alone.
+func (p *Platform) endCanary(ctx context.Context, s shifted) error {
+	if err := p.preview(ctx, s.stable, ""); err != nil {
+		return err
+	}
+	if err := p.unpin(ctx, s, func(hash string, canarys map[string]bool) bool { return canarys[hash] }); err != nil {
+		return err
+	}
+	in := p.dynamic.Resource(deployments).Namespace(s.ref.Namespace)
+	if err := p.deleteLive(ctx, in, s.canary); err != nil {
+		return failed(err, "delete %s", s.canaryRef())
+	}
+	return p.await(ctx, s.canaryRef(), func(st platform.State) bool { return !st.Exists })
+}
+
+// Abort implements platform.Shifter. A promotion that has begun is taken back first.
+func (p *Platform) Abort(ctx context.Context, key string, refs []manifest.Ref) error {
+	return p.each(ctx, key, refs, func(ctx context.Context, s shifted) error {
+		if !reflect.DeepEqual(templateSpec(s.stable.Object), templateSpec(s.start.Before)) {
+			if err := p.revert(ctx, *s.start); err != nil {
+				return err
+			}
+			if err := p.await(ctx, s.ref, isReady); err != nil {
+				return err
+			}
+			var err error
+			if s.stable, err = p.read(ctx, s.ref); err != nil {
+				return err
+			}
+		}
+		if err := p.none(ctx, s); err != nil {
+			return err
+		}
+		if err := p.endCanary(ctx, s); err != nil {
+			return err
+		}
+		return p.pin(ctx, s.stable, "")
+	})
+}
+
+func isReady(s platform.State) bool { return s.Ready }
+
+func templateSpec(d map[string]any) any {
+	spec, _, _ := unstructured.NestedMap(d, "spec", "template")
+	return spec
+}
