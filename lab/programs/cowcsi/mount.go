@@ -11,41 +11,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mounted returns where a volume's file is mounted and through which loop device; empty where it is not. It asks the
-// kernel and keeps nothing, so that a driver that was killed and started again knows it too.
-func mounted(file string) (target, device string, err error) {
+// mounted returns where a volume's file is mounted, "" where it is not. It asks the kernel and keeps nothing, so that a
+// driver that was killed and started again knows it too.
+func mounted(file string) (target string, err error) {
 	backing, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	devices := map[string]string{}
+	devices := map[string]bool{}
 	for _, b := range backing {
 		// A device may be gone by now.
 		if name, err := os.ReadFile(b); err == nil && strings.TrimSpace(string(name)) == file {
-			device := "/dev/" + strings.Split(b, "/")[3]
-			devices[device] = device
+			devices["/dev/"+strings.Split(b, "/")[3]] = true
 		}
 	}
 	if len(devices) == 0 {
-		return "", "", nil
+		return "", nil
 	}
 	mounts, err := os.Open("/proc/self/mounts")
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	defer mounts.Close()
 	lines := bufio.NewScanner(mounts)
 	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) > 1 && devices[f[0]] != "" {
-			return f[1], f[0], nil
+		if f := strings.Fields(lines.Text()); len(f) > 1 && devices[f[0]] {
+			return f[1], nil
 		}
 	}
-	return "", "", lines.Err()
+	return "", lines.Err()
 }
 
 // flush brings to the volume's file what programs wrote to the mounted volume.
 func flush(file string) error {
-	target, _, err := mounted(file)
+	target, err := mounted(file)
 	if err != nil || target == "" {
 		return err
 	}

@@ -35,7 +35,7 @@ func (d *driver) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequ
 	if _, err := os.Stat(file); err != nil {
 		return nil, coded(missing(err))
 	}
-	target, device, err := mounted(file)
+	target, err := mounted(file)
 	switch {
 	case err != nil:
 		return nil, coded(err)
@@ -48,13 +48,6 @@ func (d *driver) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequ
 		if err := command(ctx, "mount", "-t", "ext4", "-o", "loop", file, r.StagingTargetPath); err != nil {
 			return nil, coded(err)
 		}
-		if _, device, err = mounted(file); err != nil {
-			return nil, coded(err)
-		}
-	}
-	// A clone may be larger than what it was made from. Where nothing is to be done this says so at once.
-	if err := command(ctx, "resize2fs", device); err != nil {
-		return nil, coded(err)
 	}
 	// Pods run as any user, and the driver declares fsGroupPolicy: None.
 	return &csi.NodeStageVolumeResponse{}, coded(os.Chmod(r.StagingTargetPath, 0o777))
