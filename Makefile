@@ -35,5 +35,13 @@ lint: ## golangci-lint, in the version that go.mod of tools pins
 fuzz: ## a minute of fuzzing of each parser
 	$(GO) test -run='^$$' -fuzz=FuzzParse -fuzztime=60s ./internal/deployfile
 
+lab-up: ## two Kubernetes clusters on this machine, prod and staging (as root); builds Kubernetes once
+	@cd lab && $(GO) run -trimpath ./cmd/lab up
+
+lab-down: ## takes the lab's clusters down, with all that belongs to them
+	@cd lab && $(GO) run -trimpath ./cmd/lab down
+
+.PHONY: lab-up lab-down
+
 clean:
 	rm -rf $(BIN)
