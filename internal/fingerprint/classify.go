@@ -47,6 +47,7 @@ func classify(old, new []byte) string {
 		}
 	case database.Array:
 		return classifyArray(old, new)
+	default:
 	}
 	return ClassValue
 }

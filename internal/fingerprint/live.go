@@ -141,7 +141,7 @@ func (s *settling) again(ctx context.Context, batch []unsettled) (still []unsett
 
 // settleLeaves is the same for tables without a key, whose rows cannot be asked for: the whole table is digested again
 // until it is equal, or twice the same.
-func (w *tableWork) settleLeaves(ctx context.Context, both [2]*leaves, buckets []int) ([2]*leaves, []int, error) {
+func (w *tableWork) settleLeaves(ctx context.Context, both [2]*leaves) ([2]*leaves, []int, error) {
 	for range readings {
 		if err := wait(ctx, w.Settle); err != nil {
 			return both, nil, err
@@ -151,7 +151,8 @@ func (w *tableWork) settleLeaves(ctx context.Context, both [2]*leaves, buckets [
 			return both, nil, err
 		}
 		same := len(differing(both[Source], next[Source])) == 0 && len(differing(both[Target], next[Target])) == 0
-		both, buckets = next, differing(next[Source], next[Target])
+		both = next
+		buckets := differing(next[Source], next[Target])
 		w.r.SourceRows, w.r.TargetRows = both[Source].rows, both[Target].rows
 		w.r.SourceRoot, w.r.TargetRoot = both[Source].root(), both[Target].root()
 		if same || len(buckets) == 0 {

@@ -259,7 +259,7 @@ func (m *planner) oneSided(missing, extra []database.Name) {
 func (m *planner) pair(a, b database.Relation) {
 	for _, r := range []database.Relation{a, b} {
 		if r.Skip != "" {
-			_, named := m.object("relation "+a.Name.String(), "")
+			named := m.object("relation "+a.Name.String(), "")
 			m.skip("relation "+a.Name.String(), r.Skip, named)
 			return
 		}

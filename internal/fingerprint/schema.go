@@ -41,12 +41,11 @@ func (m *planner) databases(a, b database.Catalog) {
 }
 
 func (m *planner) named(object string) bool {
-	_, ok := m.object(object, "")
-	return ok
+	return m.object(object, "")
 }
 
-// object returns the contract's entry for an object, or for one attribute of it.
-func (m *planner) object(name, attribute string) (Exclusion, bool) {
+// object reports whether the contract names an object, or one attribute of it.
+func (m *planner) object(name, attribute string) bool {
 	for _, e := range m.o.Contract {
 		if e.Object == "" {
 			continue
@@ -55,13 +54,13 @@ func (m *planner) object(name, attribute string) (Exclusion, bool) {
 			continue
 		}
 		if e.Attribute == "" {
-			return e, true
+			return true
 		}
 		if ok, err := path.Match(e.Attribute, attribute); ok && err == nil && attribute != "" {
-			return e, true
+			return true
 		}
 	}
-	return Exclusion{}, false
+	return false
 }
 
 type objectKey struct{ kind, name string }
@@ -115,7 +114,7 @@ func (m *planner) attributes(k objectKey, a, b map[string]string) {
 			continue
 		}
 		text := fmt.Sprintf("%s is %s, was %s", name, attributeText(y, inB), attributeText(x, inA))
-		if _, ok := m.object(k.String(), name); ok {
+		if m.object(k.String(), name) {
 			expected = append(expected, text)
 		} else {
 			plain = append(plain, text)

@@ -121,7 +121,7 @@ func spaceFor(dir string, need int64) error {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return spillFault(dir, err)
 	}
-	if free := int64(st.Bavail) * int64(st.Bsize); free < need {
+	if free := int64(st.Bavail) * st.Bsize; free < need {
 		return fault.WithRemedy(fault.Newf(fault.Transient, "telling the differing rows apart needs %s in %s, where %s are free", byteText(need), dir, byteText(free)),
 			"free space there, or name another spill folder")
 	}

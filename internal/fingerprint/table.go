@@ -31,7 +31,7 @@ func (w *tableWork) run(ctx context.Context) error {
 	w.totals(both)
 	buckets := differing(both[Source], both[Target])
 	if w.keyless() && w.live() && len(buckets) > 0 {
-		if both, buckets, err = w.settleLeaves(ctx, both, buckets); err != nil {
+		if both, buckets, err = w.settleLeaves(ctx, both); err != nil {
 			return err
 		}
 	}
@@ -48,12 +48,7 @@ func (w *tableWork) run(ctx context.Context) error {
 			w.r.Columns = append(w.r.Columns, c.Name)
 		}
 	}
-	d, err := w.decode(both, buckets)
-	if err != nil {
-		return err
-	}
-	both = [2]*leaves{}
-	return w.tellApart(ctx, d)
+	return w.tellApart(ctx, w.decode(both, buckets))
 }
 
 func (w *tableWork) totals(both [2]*leaves) {
@@ -80,7 +75,7 @@ type decoded struct {
 }
 
 // decode reads the differing keys out of the invertible tables.
-func (w *tableWork) decode(both [2]*leaves, buckets []int) (*decoded, error) {
+func (w *tableWork) decode(both [2]*leaves, buckets []int) *decoded {
 	d := &decoded{buckets: new([Buckets / 64]uint64)}
 	for _, b := range buckets {
 		d.buckets[b/64] |= 1 << (b % 64)
@@ -94,7 +89,7 @@ func (w *tableWork) decode(both [2]*leaves, buckets []int) (*decoded, error) {
 	d.distinct = int64(len(buckets))
 	list, ok := subtract(both[Target].cells, both[Source].cells).peel()
 	if !ok {
-		return d, nil
+		return d
 	}
 	d.complete, d.elements = true, int64(len(list))
 	seen := map[[2]element]bool{}
@@ -111,7 +106,7 @@ func (w *tableWork) decode(both [2]*leaves, buckets []int) (*decoded, error) {
 		}
 	}
 	d.distinct = int64(len(seen))
-	return d, nil
+	return d
 }
 
 // tellApart classifies the differing rows as far as the options and the views allow.
@@ -131,7 +126,7 @@ func (w *tableWork) tellApart(ctx context.Context, d *decoded) error {
 	want := &wanted{pairing: true}
 	var err error
 	if d.complete {
-		err = w.wantDecoded(d, want)
+		w.wantDecoded(d, want)
 	} else {
 		err = w.wantSpilled(ctx, d, want)
 	}
@@ -163,7 +158,7 @@ type wanted struct {
 	pairing bool // look for changed keys among missing and extra rows
 }
 
-func (w *tableWork) wantDecoded(d *decoded, want *wanted) error {
+func (w *tableWork) wantDecoded(d *decoded, want *wanted) {
 	want.keys, want.groups = d.keys, d.distinct
 	want.bytes = d.elements * (d.average + 64)
 	if len(d.hashes) > 0 {
@@ -172,7 +167,6 @@ func (w *tableWork) wantDecoded(d *decoded, want *wanted) error {
 			want.filter.add(h)
 		}
 	}
-	return nil
 }
 
 // wantSpilled is pass 2: the hashes of the rows in differing buckets go to partitions, which are merged one by one.

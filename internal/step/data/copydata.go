@@ -199,7 +199,7 @@ func (st copyData) candidate(ctx context.Context, c step.Call, p place, a plan.C
 	if err != nil {
 		return err
 	}
-	if _, s.Launch, err = st.ready(ctx, c, p, a.Database, raising{namespace: a.To.Namespace, from: base, workload: target,
+	if s.Launch, err = st.ready(ctx, c, p, a.Database, raising{namespace: a.To.Namespace, from: base, workload: target,
 		role: database.Candidate, copyID: c.Key + "/candidate"}); err != nil {
 		return err
 	}

@@ -161,7 +161,7 @@ func (l *legs) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, launch, err := l.ready(ctx, l.c, l.p, l.a.Database, raising{namespace: l.at.Namespace, from: from, workload: l.next,
+	launch, err := l.ready(ctx, l.c, l.p, l.a.Database, raising{namespace: l.at.Namespace, from: from, workload: l.next,
 		role: database.Rehearsal, copyID: l.copyID()})
 	if err != nil {
 		return err

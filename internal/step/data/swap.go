@@ -142,6 +142,7 @@ func (st swap) volumesBack(ctx context.Context, c step.Call, k fencedCall, s *sw
 		if _, err := engine.Prepare(ctx, l.dirs(), database.Production); err != nil {
 			return err
 		}
+	case R1App: // undone before: the volumes stay as they are
 	case R4:
 		restored, err := k.p.find(ctx, c.Delivery, o.Restore)
 		if err != nil {

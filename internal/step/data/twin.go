@@ -126,7 +126,7 @@ type raising struct {
 
 // raise clones a copy, neutralises it and starts the database on it.
 func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database, r raising) error {
-	_, launch, err := b.ready(ctx, c, p, db, r)
+	launch, err := b.ready(ctx, c, p, db, r)
 	if err != nil {
 		return err
 	}
@@ -134,10 +134,10 @@ func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database,
 }
 
 // ready clones a copy and neutralises the clone.
-func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (volume.Copy, database.Launch, error) {
+func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (database.Launch, error) {
 	engine, err := b.ports.Engine(db.Engine)
 	if err != nil {
-		return volume.Copy{}, database.Launch{}, err
+		return database.Launch{}, err
 	}
 	var to []volume.Place
 	for _, claim := range r.workload.claims {
@@ -145,13 +145,13 @@ func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database,
 	}
 	clone, err := p.volumes.Clone(ctx, r.copyID, c.Delivery, r.from, to)
 	if err != nil {
-		return clone, database.Launch{}, err
+		return database.Launch{}, err
 	}
 	launch, err := engine.Prepare(ctx, clone.Info().Dirs, r.role)
 	if err != nil {
-		return clone, launch, fmt.Errorf("prepare a copy of %s as %s: %w", db.Name, r.role, err)
+		return launch, fmt.Errorf("prepare a copy of %s as %s: %w", db.Name, r.role, err)
 	}
-	return clone, launch, nil
+	return launch, nil
 }
 
 func (b base) start(ctx context.Context, c step.Call, p place, r raising, launch database.Launch) error {

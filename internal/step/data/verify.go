@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -98,11 +99,14 @@ type pair struct {
 func (x *pair) Close() {
 	for _, s := range x.servers {
 		if s != nil {
-			// What was read is complete by now; a connection that does not end cleanly changes nothing about it.
-			_ = s.Close()
+			quietly(s)
 		}
 	}
 }
+
+// quietly closes what was read from. What was read is complete by then; a connection that does not end cleanly changes
+// nothing about it.
+func quietly(c io.Closer) { _ = c.Close() }
 
 // pair opens both sides, which nobody writes to, and plans their comparison.
 func (b base) pair(ctx context.Context, p place, a plan.DataArgs, t twins) (*pair, error) {
@@ -200,7 +204,7 @@ func (b base) rows(ctx context.Context, c step.Call, x *pair, seed fingerprint.S
 		if views[i], err = s.View(ctx); err != nil {
 			return nil, fmt.Errorf("open a view: %w", err)
 		}
-		defer views[i].Close()
+		defer quietly(views[i])
 	}
 	g, within := errgroup.WithContext(ctx)
 	for i := range digests {
@@ -437,7 +441,7 @@ func (b base) digest(ctx context.Context, c step.Call, p place, db plan.Database
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close()
+	defer quietly(s)
 	catalog, err := s.Catalog(ctx)
 	if err != nil {
 		return nil, err
@@ -451,6 +455,6 @@ func (b base) digest(ctx context.Context, c step.Call, p place, db plan.Database
 	if err != nil {
 		return nil, err
 	}
-	defer v.Close()
+	defer quietly(v)
 	return fingerprint.Scan(ctx, v, plan, fingerprint.ScanOptions{Role: fingerprint.Source, Seed: seed, Workers: workers, Progress: b.progress(c, namespace)})
 }
