@@ -41,10 +41,11 @@ type Config struct {
 // Account is where workloads run.
 type Account struct {
 	Name       string
-	Kind       string // Local or Kubernetes
-	Directory  string // of a local one, absolute; "" means a folder of the account's name under the data directory
-	Context    string // of a Kubernetes one
-	Kubeconfig string // absolute; "" means where kubectl looks
+	Kind       string   // Local or Kubernetes
+	Directory  string   // of a local one, absolute; "" means a folder of the account's name under the data directory
+	Context    string   // of a Kubernetes one
+	Kubeconfig string   // absolute; "" means where kubectl looks, and in a pod the pod's own credentials
+	Adopt      []string // of a Kubernetes one: field managers whose fields are taken over, besides kubectl's
 }
 
 // MetricProvider is where numbers come from.
@@ -110,15 +111,11 @@ func read(path string) (*Config, error) {
 	return Parse(path, body)
 }
 
-// Account returns a configured account on which deliveries can run.
+// Account returns a configured account.
 func (c *Config) Account(name string) (Account, error) {
 	a, ok := c.Accounts[name]
 	if !ok {
 		return Account{}, c.missing("account", name, "accounts", slices.Sorted(maps.Keys(c.Accounts)))
-	}
-	if a.Kind == Kubernetes {
-		return Account{}, fault.WithRemedy(fault.Newf(fault.Invalid, "account %s is a Kubernetes cluster, which is not built yet", name),
-			"use an account of kind local")
 	}
 	return a, nil
 }

@@ -33,6 +33,7 @@ accounts:
     kind: kubernetes
     context: prod
     kubeconfig: kube/config
+    adopt: [helm]
 metricProviders:
   plain: {url: "http://127.0.0.1:9090"}
   guarded:
@@ -60,7 +61,7 @@ roles:
 		Accounts: map[string]Account{
 			"laptop":    {Name: "laptop", Kind: Local, Directory: "/etc/sluice/state/laptop"},
 			"elsewhere": {Name: "elsewhere", Kind: Local, Directory: "/var/lib/elsewhere"},
-			"cluster01": {Name: "cluster01", Kind: Kubernetes, Context: "prod", Kubeconfig: "/etc/sluice/kube/config"},
+			"cluster01": {Name: "cluster01", Kind: Kubernetes, Context: "prod", Kubeconfig: "/etc/sluice/kube/config", Adopt: []string{"helm"}},
 		},
 		MetricProviders: map[string]MetricProvider{
 			"plain": {Name: "plain", Kind: Prometheus, URL: "http://127.0.0.1:9090"},
@@ -247,8 +248,8 @@ func TestLookups(t *testing.T) {
 accounts: {here: {kind: local}, cluster01: {kind: kubernetes, context: c}}
 metricProviders: {prod-prometheus: {url: "http://p:9090"}}
 `)
-	if _, err := c.Account("cluster01"); err == nil || !strings.Contains(err.Error(), "account cluster01 is a Kubernetes cluster, which is not built yet") {
-		t.Error("a cluster:", err)
+	if a, err := c.Account("cluster01"); err != nil || a.Context != "c" {
+		t.Error("a cluster:", a, err)
 	}
 	if _, err := c.Account("her"); err == nil || !strings.Contains(err.Error(), "did you mean here?") {
 		t.Error("a misspelt account:", err)

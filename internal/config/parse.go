@@ -49,16 +49,17 @@ func Parse(path string, body []byte) (*Config, error) {
 
 func (r *reader) account(name string, n ast.Node) Account {
 	a := Account{Name: name}
-	var directory, context, kubeconfig ast.Node
+	var directory, context, kubeconfig, adopt ast.Node
 	ok := r.keys(n, "account "+name, map[string]func(ast.Node){
 		"kind":       func(n ast.Node) { a.Kind = r.oneOf(n, "kind", Local, Kubernetes) },
 		"directory":  func(n ast.Node) { directory, a.Directory = n, r.file(n, "directory") },
 		"context":    func(n ast.Node) { context, a.Context = n, r.text(n, "context") },
 		"kubeconfig": func(n ast.Node) { kubeconfig, a.Kubeconfig = n, r.file(n, "kubeconfig") },
+		"adopt":      func(n ast.Node) { adopt, a.Adopt = n, r.list(n, "adopt") },
 	})
 	if a.Kind == "" {
 		switch {
-		case context != nil:
+		case context != nil, kubeconfig != nil:
 			a.Kind = Kubernetes
 		case directory != nil:
 			a.Kind = Local
@@ -69,9 +70,9 @@ func (r *reader) account(name string, n ast.Node) Account {
 	if a.Kind == Kubernetes && directory != nil {
 		r.wrong(directory, "", "account %s is a Kubernetes cluster and has no directory", name)
 	}
-	for _, k := range []ast.Node{context, kubeconfig} {
+	for _, k := range []ast.Node{context, kubeconfig, adopt} {
 		if a.Kind == Local && k != nil {
-			r.wrong(k, "", "account %s is local: only a Kubernetes cluster has a context and a kubeconfig", name)
+			r.wrong(k, "", "account %s is local: only a Kubernetes cluster has context, kubeconfig and adopt", name)
 		}
 	}
 	return a

@@ -2,10 +2,12 @@ package platformtest
 
 import (
 	"bytes"
+	"fmt"
+	"math"
 	"net"
-	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -18,13 +20,33 @@ func (h Harness) canary(t *testing.T) platform.Shifter {
 	if !ok {
 		t.Skip("the platform shifts no traffic")
 	}
-	h.apply(t, "a", append(objects(t, webService), objects(t, webDeployment, 2, h.Image, "one")...))
+	h.apply(t, "a", append(h.objects(t, webService), h.deployment(t, h.replicas(), h.Image, "one")...))
 	h.until(t, web, "ready", ready)
-	if _, err := s.StartCanary(t.Context(), "c", objects(t, webDeployment, 2, h.Image, "two"), opts); err != nil {
+	if _, err := s.StartCanary(t.Context(), "c", h.deployment(t, h.replicas(), h.Image, "two"), opts); err != nil {
 		t.Fatal(err)
 	}
-	h.until(t, web, "ready with the canary", func(s platform.State) bool { return s.Ready && s.Replicas == 3 })
+	h.until(t, web, "ready with the canary", func(s platform.State) bool { return s.Ready && s.Replicas == h.replicas()+1 })
 	return s
+}
+
+// replicas are as many as the shares of the suite need.
+func (h Harness) replicas() int {
+	if h.Chance {
+		return 4
+	}
+	return 2
+}
+
+// spread is how far the answers of the canary may be off, of 200 requests: four standard deviations of a fair coin where
+// chance decides.
+func (h Harness) spread(percent int) int {
+	switch {
+	case percent == 0 || percent == 100:
+		return 0
+	case h.Chance:
+		return int(4 * math.Sqrt(200*float64(percent)*float64(100-percent)/10000))
+	}
+	return 6
 }
 
 // share asks a number of times and returns how many of them the canary answered.
@@ -32,7 +54,7 @@ func (h Harness) share(t *testing.T, n int) int {
 	t.Helper()
 	two := 0
 	for range n {
-		got, err := h.get(t, http.DefaultClient)
+		got, err := h.get(t, h.client())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,17 +72,19 @@ func weights(t *testing.T, h Harness) {
 			t.Fatal(err)
 		}
 		h.until(t, web, "ready", ready)
-		if got := h.share(t, 200); got < 2*w-6 || got > 2*w+6 {
-			t.Errorf("at %d %% the canary answered %d of 200", w, got)
-		}
+		h.eventually(t, fmt.Sprintf("%d %% from the canary", w), func() (string, bool) {
+			got := h.share(t, 200)
+			return fmt.Sprintf("%d of 200", got), got >= 2*w-h.spread(w) && got <= 2*w+h.spread(w)
+		})
 	}
 	if err := s.Promote(t.Context(), "p", []manifest.Ref{web}); err != nil {
 		t.Fatal(err)
 	}
-	h.until(t, web, "promoted", func(s platform.State) bool { return s.Ready && s.Replicas == 2 })
-	if got := h.share(t, 20); got != 20 {
-		t.Errorf("after the promotion the new version answered %d of 20", got)
-	}
+	h.until(t, web, "promoted", func(s platform.State) bool { return s.Ready && s.Replicas == h.replicas() })
+	h.eventually(t, "all of 20 from the promoted version", func() (string, bool) {
+		got := h.share(t, 20)
+		return fmt.Sprintf("%d of 20", got), got == 20
+	})
 }
 
 func abort(t *testing.T, h Harness) {
@@ -70,17 +94,19 @@ func abort(t *testing.T, h Harness) {
 	}
 	stop := h.load(t)
 	// The load takes its turns between these, so that the share of these alone is not exact.
-	if got := h.share(t, 50); got < 5 {
-		t.Errorf("the canary answered %d of 50", got)
-	}
+	h.eventually(t, "some of 50 from the canary", func() (string, bool) {
+		got := h.share(t, 50)
+		return fmt.Sprintf("%d of 50", got), got >= 5
+	})
 	if err := s.Abort(t.Context(), "x", []manifest.Ref{web}); err != nil {
 		t.Fatal(err)
 	}
-	h.until(t, web, "back", func(s platform.State) bool { return s.Ready && s.Replicas == 2 })
+	h.until(t, web, "back", func(s platform.State) bool { return s.Ready && s.Replicas == h.replicas() })
 	stop()
-	if got := h.share(t, 20); got != 0 {
-		t.Errorf("an aborted canary answered %d of 20", got)
-	}
+	h.eventually(t, "none of 20 from an aborted canary", func() (string, bool) {
+		got := h.share(t, 20)
+		return fmt.Sprintf("%d of 20", got), got == 0
+	})
 }
 
 func fence(t *testing.T, h Harness) {
@@ -88,7 +114,7 @@ func fence(t *testing.T, h Harness) {
 	if !ok {
 		t.Skip("the platform has no fence")
 	}
-	h.apply(t, "a", objects(t, echo, h.Image))
+	h.apply(t, "a", h.objects(t, echo, h.Image))
 	h.until(t, ech, "ready", ready)
 	ctx := t.Context()
 	for _, err := range []error{f.Close(ctx, "c", []manifest.Ref{echos}), f.Scale(ctx, "s0", ech, 0)} {
@@ -97,13 +123,17 @@ func fence(t *testing.T, h Harness) {
 		}
 	}
 	h.until(t, ech, "stopped", func(s platform.State) bool { return s.Stopped })
-	held, err := net.Dial("tcp", h.Address(ctx, echos))
-	if err != nil {
-		t.Fatalf("a connection to a closed Service was refused: %v", err)
-	}
-	defer held.Close()
 	answer := make(chan string, 1)
-	go func() { answer <- say(t, held) }()
+	if h.Refuses {
+		h.refused(t)
+	} else {
+		held, err := net.Dial("tcp", h.Address(ctx, echos))
+		if err != nil {
+			t.Fatalf("a connection to a closed Service was refused: %v", err)
+		}
+		defer held.Close()
+		go func() { answer <- say(t, held) }()
+	}
 	if err := f.Scale(ctx, "s1", ech, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -116,6 +146,10 @@ func fence(t *testing.T, h Harness) {
 		t.Errorf("got %q", got)
 	}
 	behind.Close()
+	if h.Refuses {
+		h.refused(t)
+		go func() { answer <- h.answer(t) }()
+	}
 	select {
 	case a := <-answer:
 		t.Fatalf("a closed Service let %q through", a)
@@ -129,12 +163,37 @@ func fence(t *testing.T, h Harness) {
 	}
 }
 
+// refused fails unless a closed Service lets nobody in.
+func (h Harness) refused(t *testing.T) {
+	t.Helper()
+	h.eventually(t, "a refusal", func() (string, bool) {
+		c, err := net.DialTimeout("tcp", h.Address(t.Context(), echos), time.Second)
+		if err == nil {
+			c.Close()
+		}
+		return "a connection", err != nil
+	})
+}
+
+// answer comes back with what the Service says as soon as it is open.
+func (h Harness) answer(t *testing.T) string {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(within); time.Now().Before(end); <-tick.C {
+		if c, err := net.DialTimeout("tcp", h.Address(t.Context(), echos), time.Second); err == nil {
+			defer c.Close()
+			return say(t, c)
+		}
+	}
+	return "nothing"
+}
+
 func deleteOthers(t *testing.T, h Harness) {
 	d, ok := h.Platform.(platform.Deleter)
 	if !ok {
 		t.Skip("the platform deletes nothing")
 	}
-	h.apply(t, "a", objects(t, webDeployment, 1, h.Image, "one"))
+	h.apply(t, "a", h.deployment(t, 1, h.Image, "one"))
 	h.until(t, web, "ready", ready)
 	if err := d.Delete(t.Context(), "x", "another", []manifest.Ref{web}); !fault.Is(err, fault.Denied) {
 		t.Errorf("deleting what another delivery made: %v", err)
@@ -150,7 +209,7 @@ func logs(t *testing.T, h Harness) {
 	if !ok {
 		t.Skip("the platform keeps no logs")
 	}
-	h.apply(t, "a", objects(t, echo, h.Image))
+	h.apply(t, "a", h.objects(t, echo, h.Image))
 	h.until(t, ech, "ready", ready)
 	var b bytes.Buffer
 	if err := l.Logs(t.Context(), ech, 10, &b); err != nil || !strings.Contains(b.String(), "echo-0") {

@@ -26,9 +26,49 @@ type Harness struct {
 	Image    string                                                 // of the program, see Program
 	URL      func(ctx context.Context, service manifest.Ref) string // an HTTP Service as clients reach it
 	Address  func(ctx context.Context, service manifest.Ref) string // any other, host:port
+
+	// What follows is for a platform that is not this machine; the zero values fit one that is.
+	Adapt   func(o manifest.Object) manifest.Object // makes the suite's objects run there
+	Client  *http.Client                            // asks the HTTP Service
+	Chance  bool                                    // pods and connections are shared out, not requests: shares are exact only in the mean
+	Pulls   bool                                    // an image that nobody knows is found out when a pod starts
+	Refuses bool                                    // a closed Service refuses connections and does not hold them
+	Drain   int                                     // for how many seconds a pod serves on after it was told to end
+	Within  time.Duration                           // every state is reached by then
 }
 
 const within = 30 * time.Second
+
+func (h Harness) within() time.Duration { return max(h.Within, within) }
+
+func (h Harness) client() *http.Client {
+	if h.Client == nil {
+		return http.DefaultClient
+	}
+	return h.Client
+}
+
+// objects are parsed and made to run on the platform.
+func (h Harness) objects(t *testing.T, text string, args ...any) []manifest.Object {
+	t.Helper()
+	all := objects(t, text, args...)
+	if h.Adapt != nil {
+		for i, o := range all {
+			all[i] = h.Adapt(o)
+		}
+	}
+	return all
+}
+
+// deployment is a version of the web server.
+func (h Harness) deployment(t *testing.T, replicas int, image, version string) []manifest.Object {
+	t.Helper()
+	text := webDeployment
+	if h.Drain > 0 {
+		text += fmt.Sprintf("\n        lifecycle: {preStop: {sleep: {seconds: %d}}}", h.Drain)
+	}
+	return h.objects(t, text, replicas, image, version)
+}
 
 // Run runs every test; those of optional abilities where the platform has them.
 func Run(t *testing.T, make func(t *testing.T) Harness) {
@@ -132,7 +172,7 @@ func (h Harness) apply(t *testing.T, key string, o []manifest.Object) []platform
 // until waits for a state of one object.
 func (h Harness) until(t *testing.T, ref manifest.Ref, what string, ok func(platform.State) bool) platform.State {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), within)
+	ctx, cancel := context.WithTimeout(t.Context(), h.within())
 	defer cancel()
 	states, err := h.Platform.Watch(ctx, []manifest.Ref{ref})
 	if err != nil {
@@ -167,27 +207,49 @@ func (h Harness) get(t *testing.T, client *http.Client) (string, error) {
 	return string(body), err
 }
 
+// answers fails unless the Service answers with a version. Where changes reach a Service with a delay, it is asked again for
+// a while.
+func (h Harness) answers(t *testing.T, version string) {
+	t.Helper()
+	h.eventually(t, "answer "+version, func() (string, bool) {
+		got, err := h.get(t, h.client())
+		return fmt.Sprintf("%q, %v", got, err), err == nil && strings.HasPrefix(got, version)
+	})
+}
+
+// eventually tries once, or, where the platform's network follows its objects with a delay, for a while.
+func (h Harness) eventually(t *testing.T, what string, try func() (string, bool)) {
+	t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(within); ; <-tick.C {
+		got, ok := try()
+		if ok {
+			return
+		}
+		if !h.Chance || time.Now().After(end) {
+			t.Fatalf("want %s, got %s", what, got)
+		}
+	}
+}
+
 func applyRevert(t *testing.T, h Harness) {
-	h.apply(t, "a", objects(t, webService))
-	h.apply(t, "b", objects(t, webDeployment, 2, h.Image, "one"))
+	h.apply(t, "a", h.objects(t, webService))
+	h.apply(t, "b", h.deployment(t, 2, h.Image, "one"))
 	if s := h.until(t, web, "ready", ready); s.Replicas != 2 {
 		t.Errorf("%d replicas run, want 2", s.Replicas)
 	}
-	changes := h.apply(t, "c", objects(t, webDeployment, 1, h.Image, "two"))
+	changes := h.apply(t, "c", h.deployment(t, 1, h.Image, "two"))
 	if len(changes) != 1 || changes[0].Created || changes[0].PreImage == nil {
 		t.Fatalf("changes %+v", changes)
 	}
 	h.until(t, web, "ready with one replica", func(s platform.State) bool { return s.Ready && s.Replicas == 1 })
-	if got, err := h.get(t, http.DefaultClient); err != nil || !strings.HasPrefix(got, "two ") {
-		t.Errorf("got %q, %v", got, err)
-	}
+	h.answers(t, "two ")
 	if err := h.Platform.Revert(t.Context(), "r", changes); err != nil {
 		t.Fatal(err)
 	}
 	h.until(t, web, "back", func(s platform.State) bool { return s.Ready && s.Replicas == 2 })
-	if got, err := h.get(t, http.DefaultClient); err != nil || !strings.HasPrefix(got, "one ") {
-		t.Errorf("after the revert got %q, %v", got, err)
-	}
+	h.answers(t, "one ")
 	missing := manifest.Ref{Kind: "Deployment", Namespace: "suite", Name: "none"}
 	if s := h.until(t, missing, "sent", func(platform.State) bool { return true }); s.Exists {
 		t.Error("what does not exist is said to exist")
@@ -195,20 +257,18 @@ func applyRevert(t *testing.T, h Harness) {
 }
 
 func keys(t *testing.T, h Harness) {
-	first := h.apply(t, "a", objects(t, webDeployment, 1, h.Image, "one"))
+	first := h.apply(t, "a", h.deployment(t, 1, h.Image, "one"))
 	h.until(t, web, "ready", ready)
-	again := h.apply(t, "a", objects(t, webDeployment, 1, h.Image, "two"))
+	again := h.apply(t, "a", h.deployment(t, 1, h.Image, "two"))
 	if !first[0].Created || !again[0].Created {
 		t.Errorf("the same key gives %+v and %+v", first, again)
 	}
-	h.apply(t, "s", objects(t, webService))
-	if got, err := h.get(t, http.DefaultClient); err != nil || !strings.HasPrefix(got, "one ") {
-		t.Errorf("a used key had an effect: %q, %v", got, err)
-	}
+	h.apply(t, "s", h.objects(t, webService))
+	h.answers(t, "one ")
 }
 
 func dial(t *testing.T, h Harness) {
-	h.apply(t, "a", objects(t, echo, h.Image))
+	h.apply(t, "a", h.objects(t, echo, h.Image))
 	h.until(t, ech, "ready", ready)
 	c, err := h.Platform.Dial(t.Context(), echos, "line")
 	if err != nil {
@@ -250,7 +310,7 @@ spec:
       - {name: job, image: %s, env: [{name: SLUICE_TEST_PROGRAM, value: %s}]}`
 
 func jobs(t *testing.T, h Harness) {
-	h.apply(t, "a", append(objects(t, job, "good", h.Image, "ok"), objects(t, job, "bad", h.Image, "fail")...))
+	h.apply(t, "a", append(h.objects(t, job, "good", h.Image, "ok"), h.objects(t, job, "bad", h.Image, "fail")...))
 	h.until(t, manifest.Ref{Kind: "Job", Namespace: "suite", Name: "good"}, "complete", ready)
 	s := h.until(t, manifest.Ref{Kind: "Job", Namespace: "suite", Name: "bad"}, "failed", func(s platform.State) bool { return s.Failed })
 	if !strings.Contains(s.Message, "nothing is well") || !strings.Contains(s.Message, "exit code 3") {
@@ -259,11 +319,16 @@ func jobs(t *testing.T, h Harness) {
 }
 
 func cannotStart(t *testing.T, h Harness) {
-	_, err := h.Platform.Apply(t.Context(), "a", objects(t, webDeployment, 1, "nobody/knows:1", "x"), opts)
-	if err == nil || !strings.Contains(err.Error(), "command") || !strings.Contains(err.Error(), "suite.yaml") {
+	_, err := h.Platform.Apply(t.Context(), "a", h.deployment(t, 1, "nobody/knows:1", "x"), opts)
+	if h.Pulls {
+		s := h.until(t, web, "failed", func(s platform.State) bool { return s.Failed })
+		if err != nil || s.Reason != "ImagePullBackOff" || !strings.Contains(s.Message, "nobody/knows:1") {
+			t.Errorf("an image that nobody knows: %v, %+v", err, s)
+		}
+	} else if err == nil || !strings.Contains(err.Error(), "command") || !strings.Contains(err.Error(), "suite.yaml") {
 		t.Errorf("a container without a command: %v", err)
 	}
-	h.apply(t, "b", objects(t, strings.Replace(webDeployment, "value: http", "value: fail", 1), 1, h.Image, "x"))
+	h.apply(t, "b", h.objects(t, strings.Replace(webDeployment, "value: http", "value: fail", 1), 1, h.Image, "x"))
 	s := h.until(t, web, "failed", func(s platform.State) bool { return s.Failed })
 	if s.Reason != "CrashLoopBackOff" || !strings.Contains(s.Message, "nothing is well") {
 		t.Errorf("%+v", s)
@@ -279,8 +344,11 @@ func (h Harness) load(t *testing.T) (stop func() map[string]int) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			client := &http.Client{Transport: &http.Transport{}}
-			defer client.CloseIdleConnections()
+			client := h.Client
+			if client == nil {
+				client = &http.Client{Transport: &http.Transport{}}
+				defer client.CloseIdleConnections()
+			}
 			for {
 				select {
 				case <-end:
@@ -310,14 +378,12 @@ func (h Harness) load(t *testing.T) (stop func() map[string]int) {
 }
 
 func rollout(t *testing.T, h Harness) {
-	h.apply(t, "a", append(objects(t, webService), objects(t, webDeployment, 2, h.Image, "one")...))
+	h.apply(t, "a", append(h.objects(t, webService), h.deployment(t, 2, h.Image, "one")...))
 	h.until(t, web, "ready", ready)
 	stop := h.load(t)
-	h.apply(t, "b", objects(t, webDeployment, 2, h.Image, "two"))
+	h.apply(t, "b", h.deployment(t, 2, h.Image, "two"))
 	h.until(t, web, "on the new version", func(s platform.State) bool { return s.Ready })
-	if got, err := h.get(t, http.DefaultClient); err != nil || !strings.HasPrefix(got, "two ") {
-		t.Errorf("got %q, %v", got, err)
-	}
+	h.answers(t, "two ")
 	if n := stop(); n["one"] == 0 || n["two"] == 0 {
 		t.Errorf("requests by version: %v", n)
 	}

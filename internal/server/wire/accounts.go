@@ -5,13 +5,16 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/config"
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/platform/kubernetes"
 	"github.com/sluice-cd/sluice/internal/platform/local"
 	"github.com/sluice-cd/sluice/internal/volume"
 	"github.com/sluice-cd/sluice/internal/volume/reflink"
@@ -30,10 +33,11 @@ type accounts struct {
 }
 
 type account struct {
-	mu      sync.Mutex
-	by      *config.Config // the configuration that it was connected by
-	local   *local.Platform
-	volumes volume.Driver
+	mu       sync.Mutex
+	by       *config.Config // the configuration that it was connected by
+	as       config.Account // as that one has it
+	platform platform.Platform
+	volumes  volume.Driver // nil: none
 }
 
 func newAccounts(ctx context.Context, o Options) *accounts {
@@ -45,13 +49,17 @@ func (a *accounts) platform(name string) (platform.Platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	return k.local, nil
+	return k.platform, nil
 }
 
 func (a *accounts) volumes(name string) (volume.Driver, error) {
 	k, err := a.connected(name)
 	if err != nil {
 		return nil, err
+	}
+	if k.volumes == nil {
+		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "account %s is a Kubernetes cluster, whose volumes cannot be copied yet", name),
+			"declare databases in targets of local accounts")
 	}
 	return k.volumes, nil
 }
@@ -75,23 +83,45 @@ func (a *accounts) connected(name string) (*account, error) {
 	if k.by == c {
 		return k, nil
 	}
+	if configured.Kind == config.Kubernetes {
+		return k, a.cluster(k, c, configured)
+	}
+	return k, a.local(k, c, configured)
+}
+
+// cluster connects a cluster, anew only where the account itself has changed.
+func (a *accounts) cluster(k *account, c *config.Config, configured config.Account) error {
+	if k.platform == nil || !reflect.DeepEqual(k.as, configured) {
+		p, err := kubernetes.Connect(kubernetes.Config{Account: configured.Name, Kubeconfig: configured.Kubeconfig, Context: configured.Context,
+			Adopt: configured.Adopt, Log: a.o.Log})
+		if err != nil {
+			return err
+		}
+		k.platform, k.volumes = p, nil
+	}
+	k.by, k.as = c, configured
+	return nil
+}
+
+// local connects the node of a local account.
+func (a *accounts) local(k *account, c *config.Config, configured config.Account) error {
 	ctx, cancel := context.WithTimeout(a.ctx, connectWithin)
 	defer cancel()
 	dir := AccountDir(a.o.Dir, configured)
-	p, err := local.Connect(ctx, local.Config{Dir: dir, Account: name, Images: c.Images,
+	p, err := local.Connect(ctx, local.Config{Dir: dir, Account: configured.Name, Images: c.Images,
 		NodeCommand: slices.Concat(a.o.Self, []string{"local-node", "--dir", dir})})
 	if err != nil {
-		return nil, fmt.Errorf("account %s: %w", name, err)
+		return fmt.Errorf("account %s: %w", configured.Name, err)
 	}
-	k.by, k.local = c, p
+	k.by, k.as, k.platform = c, configured, p
 	if k.volumes == nil {
-		k.volumes = reflink.New(p, name)
+		k.volumes = reflink.New(p, configured.Name)
 		go func() {
 			// It ends with the program, or when somebody shuts the node down.
 			_ = p.Keep(a.ctx)
 		}()
 	}
-	return k, nil
+	return nil
 }
 
 // bringBack reaches the accounts that have been used before, so that what ran there runs again after the machine was
