@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -100,13 +101,8 @@ func (c *Cluster) startStorage(ctx context.Context, client *kube.Client) error {
 }
 
 func hasDriver(o *unstructured.Unstructured) (bool, error) {
-	drivers, _, err := unstructured.NestedSlice(o.Object, "spec", "drivers")
-	for _, d := range drivers {
-		if m, ok := d.(map[string]any); ok && m["name"] == Driver {
-			return true, nil
-		}
-	}
-	return false, err
+	drivers, err := kube.List(o, "spec", "drivers")
+	return slices.ContainsFunc(drivers, func(m map[string]any) bool { return m["name"] == Driver }), err
 }
 
 // makePool makes a pool's file system in a sparse file and mounts it, unless it is mounted.

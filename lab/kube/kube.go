@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -219,17 +220,30 @@ func (c *Client) follow(
 // Condition holds when the object's status has a condition of this type that is True.
 func Condition(conditionType string) func(*unstructured.Unstructured) (bool, error) {
 	return func(o *unstructured.Unstructured) (bool, error) {
-		conditions, _, err := unstructured.NestedSlice(o.Object, "status", "conditions")
-		if err != nil {
-			return false, err
-		}
-		for _, entry := range conditions {
-			if m, ok := entry.(map[string]any); ok && m["type"] == conditionType && m["status"] == "True" {
-				return true, nil
-			}
-		}
-		return false, nil
+		conditions, err := List(o, "status", "conditions")
+		return slices.ContainsFunc(conditions, func(m map[string]any) bool {
+			return m["type"] == conditionType && m["status"] == "True"
+		}), err
 	}
+}
+
+// List is the list of objects at a path; one that is absent or null is empty.
+func List(o *unstructured.Unstructured, path ...string) ([]map[string]any, error) {
+	found, _, err := unstructured.NestedFieldNoCopy(o.Object, path...)
+	if err != nil || found == nil {
+		return nil, err
+	}
+	entries, ok := found.([]any)
+	if !ok {
+		return nil, fmt.Errorf("%s is no list", strings.Join(path, "."))
+	}
+	var list []map[string]any
+	for _, entry := range entries {
+		if m, ok := entry.(map[string]any); ok {
+			list = append(list, m)
+		}
+	}
+	return list, nil
 }
 
 // Field holds when the field at a path has this value, printed.

@@ -37,6 +37,7 @@ func TestConditions(t *testing.T) {
 		"ready":                  {kube.Condition("Ready"), ready, true},
 		"not ready":              {kube.Condition("Ready"), waiting, false},
 		"no status":              {kube.Condition("Ready"), fresh, false},
+		"conditions are null":    {kube.Condition("Ready"), o(`{kind: Pod, status: {conditions: null}}`), false},
 		"a field":                {kube.Field("true", "status", "ready"), ready, true},
 		"another value":          {kube.Field("Running", "status", "phase"), waiting, false},
 		"a field that is absent": {kube.Field("", "status", "phase"), fresh, false},

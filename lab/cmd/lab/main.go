@@ -118,9 +118,9 @@ func up(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) error
 	if len(names) == 0 {
 		names = []string{"prod", "staging"}
 	}
-	starts, ctx := errgroup.WithContext(ctx)
+	starts, both := errgroup.WithContext(ctx)
 	for _, name := range names {
-		starts.Go(func() error { _, err := l.Up(ctx, name, o); return err })
+		starts.Go(func() error { _, err := l.Up(both, name, o); return err })
 	}
 	if err := starts.Wait(); err != nil {
 		return err
