@@ -133,6 +133,7 @@ func (a *armory) callbacks() {
 // TestArmory runs a file of the pure dialect, with everything that it has, to its end: callbacks, manual analysis,
 // blueGreen, a canary and two targets, under load, approved by command.
 func TestArmory(t *testing.T) {
+	t.Parallel()
 	a := newArmory(t)
 	a.callbacks()
 	inStaging, inProduction := newLoad(t, a.address("potato-staging/web")), newLoad(t, a.address("potato-production/web"))

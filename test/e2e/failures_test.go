@@ -10,11 +10,13 @@ import (
 
 // TestFailures: what goes wrong ends with a message that says what to do, and production is as it was.
 func TestFailures(t *testing.T) {
+	t.Parallel()
 	p := newProduction(t, "")
 	t.Run("data verify", func(t *testing.T) { p.on(t).verifies() })
 	t.Run("copies", func(t *testing.T) { p.on(t).copies() })
 	t.Run("port taken", func(t *testing.T) { p.on(t).portTaken() })
 	t.Run("second server", func(t *testing.T) { p.on(t).secondServer() })
+	t.Run("nothing behind a name", func(t *testing.T) { p.on(t).nothingBehind() })
 }
 
 func (p *prod) on(t *testing.T) *prod {
@@ -67,7 +69,7 @@ func (p *prod) verifies() {
 
 // copies begins copies that cannot be made.
 func (p *prod) copies() {
-	p.configure("secrets:\n  wrong: {file: wrong}\n  unset: {env: NOT_SET_ANYWHERE}\n")
+	p.configure("secrets:\n  wrong: {file: wrong}\n  unset: {env: NOT_SET_ANYWHERE}\n", "")
 	p.write("wrong", "wr0ng")
 	for i, c := range []struct {
 		name, connection, image string
@@ -83,7 +85,6 @@ func (p *prod) copies() {
 		p.t.Run(c.name, func(t *testing.T) {
 			q := p.on(t)
 			d := q.stops(q.start(q.copying(fmt.Sprintf("copy-%d", i), c.connection, c.image)))
-			t.Log(d)
 			says(t, d.String(), c.want...)
 			q.unchanged()
 		})
@@ -101,9 +102,24 @@ func (p *prod) stops(id string) delivery {
 	return d
 }
 
-// configure adds a section to the configuration, which the server reads when it changes.
-func (p *prod) configure(section string) {
-	p.write("sluice.yaml", "accounts:\n  local: {kind: local}\n"+section+webImages(p.t)+postgresImages(p.site))
+// configure adds a section and images to the configuration, which the server reads when it changes.
+func (p *prod) configure(section, images string) {
+	p.write("sluice.yaml", "accounts: {local: {kind: local}}\n"+section+webImages(p.t)+postgresImages(p.site)+images)
+}
+
+// nothingBehind names a companion program that is not there, and a metric provider that is not configured.
+func (p *prod) nothingBehind() {
+	p.configure("", "  gone:1: [\"${SLUICE_COMPANIONS}/gone\"]\n")
+	d := p.stops(p.start(p.judged("gone", "", "nobody", "gone:1")))
+	says(p.t, d.String(), "/gone: no such file", "map its image to a program that exists under images: in sluice.yaml")
+
+	r := p.sluice("--data", p.path("other"), "deploy", "start", "-f", p.judged("unknown", analysed, "nobody", "web:1"))
+	if r.code != 1 {
+		p.t.Errorf("without its metric provider it starts: %d %s", r.code, r.out)
+	}
+	says(p.t, r.errs, `there is no metric provider named "nobody"`, "add it under metricProviders: in ")
+
+	p.unchanged()
 }
 
 // portTaken delivers a Service whose port another program holds.
@@ -136,4 +152,14 @@ func (p *prod) secondServer() {
 	}
 	says(p.t, r.errs, p.data, "sluice server stop")
 	p.unchanged()
+}
+
+// judged writes a deploy file of one target with a gate after it, judged by a metric provider.
+func (p *prod) judged(name, gate, provider, image string) string {
+	return p.write(name+".yaml", fmt.Sprintf(`
+application: %[1]s
+targets: {one: {account: local, namespace: %[1]s, constraints: {afterDeployment: [%[2]s]}}}
+analysis: {defaultMetricProviderName: %[3]s, queries: [{name: one, queryTemplate: vector(1), upperLimit: 1}]}
+manifests:
+  - inline: |%[4]s`, name, gate, provider, strings.Replace(webManifests, "IMAGE", image, 1)))
 }

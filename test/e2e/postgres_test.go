@@ -126,11 +126,14 @@ type prod struct {
 	before     state
 }
 
-// newProduction starts both. More is what else its configuration holds, below accounts.
-func newProduction(t *testing.T, more string) *prod {
+// newProduction starts both, in a directory where one is given, and leaves everything else to the defaults.
+func newProduction(t *testing.T, directory string) *prod {
 	s := newSite(t, "")
-	config := "accounts:\n  local: {kind: local" + more + "}\n"
-	s.write("sluice.yaml", config+webImages(t)+postgresImages(s))
+	account := "accounts: {local: {kind: local}}\n"
+	if directory != "" {
+		account = "accounts: {local: {kind: local, directory: " + directory + "}}\n"
+	}
+	s.write("sluice.yaml", account+webImages(t)+postgresImages(s))
 	file := s.write("install.yaml", `
 application: production
 targets:

@@ -174,6 +174,7 @@ webhooks:
 
 // TestRules runs every row of the dialect's table of rollbacks on real processes: event → effect.
 func TestRules(t *testing.T) {
+	t.Parallel()
 	s, hooks := rulesSite(t)
 	s.must("deploy", "list") // the server is there before all ask for it at once
 	for i, r := range rules() {

@@ -97,7 +97,8 @@ func (p *Provider) Query(ctx context.Context, query string, at time.Time) ([]met
 func kind(err error) error {
 	e, ok := errors.AsType[*v1.Error](err)
 	if !ok {
-		return fault.Newf(fault.Transient, "Prometheus cannot be asked: %w", err)
+		return fault.WithRemedy(fault.Newf(fault.Transient, "Prometheus cannot be asked: %w", err),
+			"check that it runs, and its url: under metricProviders: in sluice.yaml")
 	}
 	switch e.Type {
 	case v1.ErrBadData:

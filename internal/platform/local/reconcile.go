@@ -373,7 +373,9 @@ func (n *node) workloadState(s *platform.State, k string, r *record, pods []*pod
 			case p.refused != "":
 				s.Failed, s.Reason, s.Message = true, "CannotStart", p.refused
 			case strings.HasPrefix(st.reason, commandNotFound):
-				s.Failed, s.Reason, s.Message = true, commandNotFound, st.reason
+				s.Failed, s.Reason = true, commandNotFound
+				s.Message = strings.TrimPrefix(st.reason, commandNotFound+": ") +
+					" (map its image to a program that exists under images: in sluice.yaml, or mend its command:)"
 			case st.restarts > 0:
 				s.Failed = st.restarts >= crashes
 				s.Reason, s.Message = "CrashLoopBackOff", fmt.Sprintf("pod %s: %s\n%s", p.name, st.reason, hinted(tail(p.launch.logFile, 10)))
