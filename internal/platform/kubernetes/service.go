@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -114,6 +115,7 @@ func disown(live *unstructured.Unstructured) []operation {
 // patch changes a live object by a JSON patch that holds only while the object is as it was read.
 func (p *Platform) patch(ctx context.Context, in dynamic.ResourceInterface, ref manifest.Ref,
 	change func(*unstructured.Unstructured) ([]operation, error), subresources ...string) error {
+	var last error
 	for range attempts {
 		live, err := in.Get(ctx, ref.Name, metav1.GetOptions{}, subresources...)
 		if err != nil {
@@ -132,12 +134,15 @@ func (p *Platform) patch(ctx context.Context, in dynamic.ResourceInterface, ref 
 		if err == nil {
 			return nil
 		}
-		// A test that fails is told as an object that is invalid.
-		if !apierrors.IsConflict(err) && !(apierrors.IsInvalid(err) && strings.Contains(err.Error(), "test")) {
+		// A test that fails is told as an object that is invalid, without a cause.
+		var told apierrors.APIStatus
+		overtaken := apierrors.IsInvalid(err) && errors.As(err, &told) && (told.Status().Details == nil || len(told.Status().Details.Causes) == 0)
+		if !apierrors.IsConflict(err) && !overtaken {
 			return failed(err, "change %s", ref)
 		}
+		last = err
 	}
-	return fault.Newf(fault.Transient, "%s is changed by somebody faster than it can be patched", ref)
+	return fault.Newf(fault.Transient, "%s is changed by somebody faster than it can be patched: %w", ref, last)
 }
 
 // servicesOf returns the Services that lead to pods of these labels: those for everybody, and those for the version without
