@@ -368,7 +368,8 @@ func (n *node) workloadState(s *platform.State, k string, r *record, pods []*pod
 				ready++
 			}
 		}
-		if ok && w.hash == p.hash && !st.ready {
+		// One pod that has failed says why the workload has; another one that still starts must not talk over it.
+		if ok && w.hash == p.hash && !st.ready && !s.Failed {
 			switch {
 			case p.refused != "":
 				s.Failed, s.Reason, s.Message = true, "CannotStart", p.refused
