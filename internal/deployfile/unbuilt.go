@@ -19,6 +19,10 @@ func Unbuilt(f *File) Findings {
 		if d.Engine == "mysql" {
 			add(d.Pos, "the engine mysql")
 		}
+		if d.Upgrade.MaxLost > 0 {
+			// A budget accepts exact numbers only, and a restore is counted by fingerprints: net rows.
+			add(d.Pos, "a budget for lost writes (upgrade.maxLost)")
+		}
 	}
 	for _, c := range f.Data.Contracts {
 		for _, k := range c.Other {

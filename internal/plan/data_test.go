@@ -24,7 +24,7 @@ data:
       target: production
       workload: statefulset/mongo
       connection: mongodb://{{secrets.user}}:{{secrets.password}}@mongo:27017/
-      upgrade: {deadline: {duration: 5, unit: minutes}, contract: patch, maxLost: 3}
+      upgrade: {deadline: {duration: 5, unit: minutes}, contract: patch}
       ` + more + `
   contracts: [{name: patch, exclude: [shop.sessions]}]
   checks: [{name: orders, database: orders, query: '{"count": "orders"}', equals: "7"}, {name: any, query: '{"ping": 1}'}]
@@ -100,7 +100,7 @@ production/deploy/promote < production/deploy/canary/1-weight`)
 	}
 	f := args[DataArgs](t, g, "production/deploy/orders/fence")
 	want := DataArgs{Database: db, To: Site{"l", "shop"}, Group: "production/deploy/orders", Rehearsal: "staging/after/1/2-rehearse", Contract: v.Contract,
-		MaxLost: 3, Deadline: 5 * time.Minute, Timeout: readyWithin}
+		Deadline: 5 * time.Minute, Timeout: readyWithin}
 	objects := refsOf(f.Objects)
 	f.Objects = nil
 	if !reflect.DeepEqual(f, want) || objects != "ConfigMap/mongo-settings PersistentVolumeClaim/data Service/mongo StatefulSet/mongo Job/migrate" {

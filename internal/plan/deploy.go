@@ -98,6 +98,23 @@ func (b *targetPlan) split(db Database) ([]manifest.Object, error) {
 	return own, nil
 }
 
+// mounted returns those of the objects that the pods of the Jobs name: a migration behind the fence needs them where it runs.
+// They stay among the others, too, since the database's part is left out where the database does not change.
+func mounted(jobs, objects []manifest.Object) ([]manifest.Object, error) {
+	var refs []manifest.Ref
+	for _, j := range jobs {
+		template, _, err := j.PodTemplate()
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, manifest.Mounts(template.Spec)...)
+	}
+	out, _ := partition(objects, func(o manifest.Object) bool {
+		return o.GetKind() != "PersistentVolumeClaim" && slices.Contains(refs, manifest.Ref{Kind: o.GetKind(), Name: o.GetName()})
+	})
+	return out, nil
+}
+
 // without returns the objects that are not among the others.
 func without(objects, others []manifest.Object) []manifest.Object {
 	_, rest := partition(objects, func(o manifest.Object) bool {
@@ -173,9 +190,13 @@ func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Objec
 	}
 	rest = without(rest, own)
 	jobs, rest := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Job" })
+	configs, err := mounted(jobs, rest)
+	if err != nil {
+		return nil, nil, err
+	}
 	prefix := "deploy/" + d.Name
-	a := DataArgs{Database: db, To: b.site, Group: b.t.Name + "/" + prefix, Objects: slices.Concat(own, jobs),
-		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, MaxLost: d.Upgrade.MaxLost, Timeout: b.timeout()}
+	a := DataArgs{Database: db, To: b.site, Group: b.t.Name + "/" + prefix, Objects: slices.Concat(configs, own, jobs),
+		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, Timeout: b.timeout()}
 	if r := b.c.rehearsals[d.Name]; r != "" && b.c.precedes(r, after) {
 		a.Rehearsal = r
 	}

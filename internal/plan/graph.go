@@ -243,7 +243,6 @@ type DataArgs struct {
 	Apps      []manifest.Object `json:"apps,omitempty"`    // the new application's workloads, for the rehearsal
 	Jobs      []manifest.Object `json:"jobs,omitempty"`    // tests for the rehearsal
 	Require   bool              `json:"require,omitempty"`
-	MaxLost   int64             `json:"maxLost,omitempty"` // budget of R4
 	Deadline  time.Duration     `json:"deadline,omitempty"`
 	Bake      time.Duration     `json:"bake,omitempty"`
 	TTL       time.Duration     `json:"ttl,omitempty"`

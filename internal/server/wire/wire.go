@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/config"
@@ -57,6 +58,11 @@ func Serve(ctx context.Context, o Options) (err error) {
 	a := newAccounts(ctx, o)
 	a.bringBack()
 	ports := a.ports(srv.Callback)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { expire(ctx, st, ports, o.Log) })
 	return srv.Run(ctx, server.Work{Store: st, Steps: Steps(ports, o.Dir)})
 }
 

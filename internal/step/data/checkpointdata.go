@@ -24,7 +24,7 @@ func (checkpointData) Plan(n plan.Node) (plan.Description, error) {
 	a, err := args[plan.DataArgs](n.Args)
 	return plan.Description{
 		Does:     fmt.Sprintf("keeps a copy of the running %s as checkpoint %q for %s, its writers held for at most %s", a.Database.Name, a.Name, a.TTL, hold),
-		UndoneBy: "nothing: production is only read",
+		UndoneBy: "nothing: production is only read; the checkpoint is deleted when its time is over",
 	}, err
 }
 

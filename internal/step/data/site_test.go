@@ -96,6 +96,7 @@ type site struct {
 	volumes  *reflink.Driver
 	store    *sqlite.Store
 	engine   *engine.Engine
+	ports    step.Ports
 	reports  string
 }
 
@@ -170,6 +171,7 @@ func newSite(t *testing.T) *site {
 		Callback: func(string) string { return "" },
 		HTTP:     http.DefaultClient,
 	}
+	s.ports = ports
 	steps := step.Simple(ports)
 	for k, v := range data.Steps(ports, data.Options{Reports: s.reports, Spill: dir}) {
 		steps[k] = v

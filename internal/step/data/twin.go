@@ -23,7 +23,7 @@ type cut struct {
 	Level  volume.Level     `json:"level"`
 	Method volume.Method    `json:"method"`
 	Bytes  int64            `json:"bytes"`
-	Held   time.Duration    `json:"held"` // writers were held this long
+	Held   time.Duration    `json:"held"` // writers were held this long; 0 where the engine has a way that holds none
 	Took   time.Duration    `json:"took"`
 	Census database.Catalog `json:"census"`
 	Notes  []string         `json:"notes,omitempty"`
@@ -31,7 +31,11 @@ type cut struct {
 
 // String says how good the copy is and what it cost production.
 func (k cut) String() string {
-	return fmt.Sprintf("%s, %s-consistent, by %s in %s, writers held %s", size(k.Bytes), k.Level, k.Method, k.Took, k.Held)
+	held := "no writer held"
+	if k.Level == volume.Application {
+		held = "writers held " + k.Held.String()
+	}
+	return fmt.Sprintf("%s, %s-consistent, by %s in %s, %s", size(k.Bytes), k.Level, k.Method, k.Took, held)
 }
 
 func size(bytes int64) string {
@@ -89,7 +93,9 @@ func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, 
 	default:
 	}
 	assembly, err := lease.Release(context.WithoutCancel(ctx))
-	k.Held = since(start)
+	if k.Level == volume.Application {
+		k.Held = since(start)
+	}
 	if cutErr != nil {
 		return k, cutErr
 	}
@@ -124,8 +130,12 @@ type raising struct {
 	timeout   time.Duration
 }
 
-// raise clones a copy, neutralises it and starts the database on it.
+// raise clones a copy, neutralises it and starts the database on it. What an earlier entry left running there is stopped
+// first: no volumes are prepared under a server.
 func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database, r raising) error {
+	if err := b.stop(ctx, c, p, r.namespace, r.objects, r.upKey+"/vacate"); err != nil {
+		return err
+	}
 	launch, err := b.ready(ctx, c, p, db, r)
 	if err != nil {
 		return err
