@@ -48,11 +48,14 @@ func (p *Platform) Apply(ctx context.Context, key string, objects []manifest.Obj
 		return nil, err
 	}
 	if rec == nil {
-		entries, err := p.rehearse(ctx, all)
+		entries, open, err := p.rehearse(ctx, all)
 		if err != nil {
 			return nil, err
 		}
 		if rec, err = p.journal.begin(ctx, &record{Namespace: home, Key: key, Entries: entries}); err != nil {
+			return nil, err
+		}
+		if err := p.settle(ctx, rec, all, open); err != nil {
 			return nil, err
 		}
 	}
@@ -166,12 +169,12 @@ func (p *Platform) makeNamespaces(ctx context.Context, all []manifest.Object, ho
 	return nil
 }
 
-// rehearse has the server check every object and returns what is there now.
-func (p *Platform) rehearse(ctx context.Context, all []manifest.Object) ([]entry, error) {
-	var entries []entry
+// rehearse has the server check every object, and returns what is there now. Where fields of others will be taken over, the
+// server may refuse what it will accept then, a Service's port beside the old one: these objects are open.
+func (p *Platform) rehearse(ctx context.Context, all []manifest.Object) (entries []entry, open []int, err error) {
 	var errs []error
 	defined := definitions(all)
-	for _, o := range all {
+	for i, o := range all {
 		e := entry{Ref: o.Ref(), APIVersion: o.GetAPIVersion(), Created: true}
 		w, err := p.look(ctx, o)
 		if _, brought := defined[o.GroupVersionKind().GroupKind().String()]; brought && fault.Is(err, fault.NotFound) {
@@ -180,6 +183,11 @@ func (p *Platform) rehearse(ctx context.Context, all []manifest.Object) ([]entry
 		}
 		if err == nil {
 			err = p.dryRun(ctx, w)
+		}
+		if fault.Is(err, fault.Invalid) && w.live != nil {
+			if patch, unread := p.takeover(w); patch != nil && unread == nil {
+				open, err = append(open, i), nil
+			}
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -190,7 +198,35 @@ func (p *Platform) rehearse(ctx context.Context, all []manifest.Object) ([]entry
 		}
 		entries = append(entries, e)
 	}
-	return entries, errors.Join(errs...)
+	return entries, open, errors.Join(errs...)
+}
+
+// settle has the server check what rehearse left open. Who owns which field is changed for that, nothing else, and changed
+// back where the server refuses.
+func (p *Platform) settle(ctx context.Context, rec *record, all []manifest.Object, open []int) error {
+	var refusal error
+	for _, i := range open {
+		w, err := p.migrate(ctx, all[i])
+		if err == nil {
+			err = p.dryRun(ctx, w)
+		}
+		refusal = errors.Join(refusal, err)
+	}
+	if refusal == nil {
+		return nil
+	}
+	for _, i := range open {
+		e := rec.Entries[i]
+		in, err := p.entryResource(e)
+		if err == nil {
+			var live *unstructured.Unstructured
+			if live, err = in.Get(ctx, e.Ref.Name, metav1.GetOptions{}); err == nil {
+				err = p.handBack(ctx, in, e, live)
+			}
+		}
+		refusal = errors.Join(refusal, failed(err, "give the fields of %s back", e.Ref))
+	}
+	return errors.Join(refusal, p.journal.forget(ctx, rec))
 }
 
 // look reads what is there, and fits the object to it.
@@ -326,11 +362,8 @@ func refused(o manifest.Object, err error) error {
 
 // write applies one object.
 func (p *Platform) write(ctx context.Context, o manifest.Object) (*unstructured.Unstructured, error) {
-	w, err := p.look(ctx, o)
+	w, err := p.migrate(ctx, o)
 	if err != nil {
-		return nil, err
-	}
-	if err := p.migrate(ctx, w); err != nil {
 		return nil, err
 	}
 	after, err := p.serverSide(ctx, w)
@@ -341,9 +374,34 @@ func (p *Platform) write(ctx context.Context, o manifest.Object) (*unstructured.
 }
 
 // migrate makes the fields of adopted managers ours, so that what a manifest no longer names goes.
-func (p *Platform) migrate(ctx context.Context, w wanted) error {
+func (p *Platform) migrate(ctx context.Context, o manifest.Object) (wanted, error) {
+	var last error
+	for range attempts {
+		w, err := p.look(ctx, o)
+		if err != nil {
+			return w, err
+		}
+		patch, err := p.takeover(w)
+		if err != nil || patch == nil {
+			return w, err
+		}
+		r, err := p.kinds.of(w.GroupVersionKind())
+		if err != nil {
+			return w, err
+		}
+		_, err = p.at(r, w.GetNamespace()).Patch(ctx, w.GetName(), types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: manager})
+		if !apierrors.IsConflict(err) && !apierrors.IsInvalid(err) {
+			return w, failed(err, "take over the fields of %s", w.Ref())
+		}
+		last = err
+	}
+	return wanted{}, fault.Newf(fault.Transient, "%s is changed by somebody faster than its fields can be taken over: %w", o.Ref(), last)
+}
+
+// takeover is the patch that makes the fields of adopted managers ours, nil where there are none.
+func (p *Platform) takeover(w wanted) ([]byte, error) {
 	if w.live == nil {
-		return nil
+		return nil, nil
 	}
 	from := sets.New(manager)
 	for _, m := range p.c.Adopt {
@@ -352,18 +410,7 @@ func (p *Platform) migrate(ctx context.Context, w wanted) error {
 		}
 	}
 	patch, err := csaupgrade.UpgradeManagedFieldsPatch(w.live, from, manager)
-	if err != nil || patch == nil {
-		return failed(err, "take over the fields of %s", w.Ref())
-	}
-	r, err := p.kinds.of(w.GroupVersionKind())
-	if err != nil {
-		return err
-	}
-	_, err = p.at(r, w.GetNamespace()).Patch(ctx, w.GetName(), types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: manager})
-	if apierrors.IsConflict(err) || apierrors.IsInvalid(err) {
-		return fault.Newf(fault.Transient, "%s changed while its fields were taken over: %w", w.Ref(), err)
-	}
-	return failed(err, "take over the fields of %s", w.Ref())
+	return patch, failed(err, "take over the fields of %s", w.Ref())
 }
 
 // established waits until a definition is in force.

@@ -39,11 +39,14 @@ func (p *Platform) StartCanary(ctx context.Context, key string, objects []manife
 		return nil, err
 	}
 	if rec == nil {
-		entries, err := p.rehearseCanary(ctx, all)
+		entries, open, err := p.rehearseCanary(ctx, all)
 		if err != nil {
 			return nil, err
 		}
 		if rec, err = p.journal.begin(ctx, &record{Namespace: home, Key: key, Entries: entries}); err != nil {
+			return nil, err
+		}
+		if err := p.settle(ctx, rec, all, open); err != nil {
 			return nil, err
 		}
 	}
@@ -62,10 +65,10 @@ func (p *Platform) StartCanary(ctx context.Context, key string, objects []manife
 }
 
 // rehearseCanary has the server check the new versions, both as what they will be when promoted and as canaries.
-func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object) ([]entry, error) {
-	entries, err := p.rehearse(ctx, all)
+func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object) ([]entry, []int, error) {
+	entries, open, err := p.rehearse(ctx, all)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var errs []error
 	for i, o := range all {
@@ -86,7 +89,7 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object) ([
 		}
 		errs = append(errs, err)
 	}
-	return entries, errors.Join(errs...)
+	return entries, open, errors.Join(errs...)
 }
 
 // fitForCanary refuses what cannot have a canary.

@@ -94,7 +94,7 @@ func (p *Platform) Delete(ctx context.Context, _, delivery string, refs []manife
 // protectedLabel is on claims whose volumes must outlive the delivery.
 const protectedLabel = "sluice.dev/protected"
 
-// deleteLive deletes exactly the object that was read. What it owns goes first.
+// deleteLive deletes exactly the object that was read. A workload goes after its pods.
 func (p *Platform) deleteLive(ctx context.Context, in dynamic.ResourceInterface, live *unstructured.Unstructured) error {
 	if live.GetDeletionTimestamp() != nil {
 		return nil
@@ -104,8 +104,11 @@ func (p *Platform) deleteLive(ctx context.Context, in dynamic.ResourceInterface,
 			return err
 		}
 	}
-	uid, foreground := live.GetUID(), metav1.DeletePropagationForeground
-	err := in.Delete(ctx, live.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &foreground})
+	uid, policy := live.GetUID(), metav1.DeletePropagationBackground
+	if templateOf(live.GetKind()) != nil {
+		policy = metav1.DeletePropagationForeground
+	}
+	err := in.Delete(ctx, live.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &policy})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

@@ -125,6 +125,15 @@ func (j journal) finish(ctx context.Context, r *record) error {
 	return failed(err, "note in Secret %s/%s that it is done", r.Namespace, name(r.Key))
 }
 
+// forget deletes the record of a key that changed nothing.
+func (j journal) forget(ctx context.Context, r *record) error {
+	err := j.secrets.Namespace(r.Namespace).Delete(ctx, name(r.Key), metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return failed(err, "delete Secret %s/%s", r.Namespace, name(r.Key))
+}
+
 // put writes a record, its first part last, so that a record is there as a whole or not at all. It reports whether it was
 // written; otherwise one of the name was there.
 func (j journal) put(ctx context.Context, namespace, name string, r record) (bool, error) {

@@ -28,17 +28,31 @@ func back(path string, before, after, live any, foreign *[]string) any {
 	case reflect.DeepEqual(before, after):
 		return live // we changed nothing here, and whoever did may have
 	}
-	b, okB := before.(map[string]any)
-	a, okA := after.(map[string]any)
-	l, okL := live.(map[string]any)
-	if okB && okA && okL {
-		return backMap(path, b, a, l, foreign)
+	if b, a, l, ok := threeMaps(before, after, live); ok {
+		m := backMap(path, b, a, l, foreign)
+		if _, none := before.(absent); none && len(m) == 0 {
+			return absent{}
+		}
+		return m
 	}
-	if b, a, l, ok := named(before, after, live); ok {
+	if b, a, l, ok := threeLists(before, after, live); ok {
 		return backList(path, b, a, l, foreign)
 	}
 	*foreign = append(*foreign, strings.TrimPrefix(path, "."))
 	return live
+}
+
+// threeMaps reads three maps. One that is not there is empty.
+func threeMaps(before, after, live any) (b, a, l map[string]any, ok bool) {
+	read := make([]map[string]any, 3)
+	for i, v := range []any{before, after, live} {
+		m, isMap := v.(map[string]any)
+		if _, none := v.(absent); !isMap && !none {
+			return nil, nil, nil, false
+		}
+		read[i] = m
+	}
+	return read[0], read[1], read[2], true
 }
 
 func backMap(path string, before, after, live map[string]any, foreign *[]string) map[string]any {
@@ -84,7 +98,7 @@ func backList(path string, before, after, live []any, foreign *[]string) []any {
 	return out
 }
 
-func named(before, after, live any) (b, a, l []any, ok bool) {
+func threeLists(before, after, live any) (b, a, l []any, ok bool) {
 	lists := make([][]any, 3)
 	for i, v := range []any{before, after, live} {
 		list, isList := v.([]any)

@@ -115,6 +115,9 @@ func TestTakeBack(t *testing.T) {
 		{"a field that we never touched", "{a: {x: 1, y: 1}}", "{a: {x: 2, y: 1}}", "{a: {x: 2, y: 7, z: 1}}", "{a: {x: 1, y: 7, z: 1}}", ""},
 		{"ours removed by others", "{a: {x: 1}}", "{a: {x: 2}}", "{a: {}}", "{a: {}}", "a.x"},
 		{"added by us, removed by others", "{a: {}}", "{a: {x: 2}}", "{a: {}}", "{a: {}}", ""},
+		{"a map that we emptied and others filled", "{a: {x: 1}}", "{}", "{a: {y: 1}}", "{a: {x: 1, y: 1}}", ""},
+		{"a map that we filled and others too", "{}", "{a: {x: 1}}", "{a: {x: 1, y: 1}}", "{a: {y: 1}}", ""},
+		{"a map that we filled", "{b: 1}", "{b: 1, a: {x: 1}}", "{b: 2, a: {x: 1}}", "{b: 2}", ""},
 		{"a list without names", "{a: [1, 2]}", "{a: [1]}", "{a: [1, 3]}", "{a: [1, 3]}", "a"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -10,8 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/client-go/dynamic"
 
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -174,25 +173,27 @@ func (p *Platform) putBack(ctx context.Context, in dynamic.ResourceInterface, e 
 	return p.handBack(ctx, in, e, got)
 }
 
-// handBack gives the fields to those who owned them before, so that their next apply meets no conflict with us.
+// handBack gives the fields to those who owned them before, so that their next apply meets no conflict with us. What the
+// controllers know of their status stays theirs.
 func (p *Platform) handBack(ctx context.Context, in dynamic.ResourceInterface, e entry, live *unstructured.Unstructured) error {
-	meta, _ := e.Before["metadata"].(map[string]any)
-	fields, ok := meta["managedFields"]
-	if !ok {
+	old := (&unstructured.Unstructured{Object: e.Before}).GetManagedFields()
+	if len(old) == 0 {
 		return nil
 	}
-	patch, err := json.Marshal([]map[string]any{
-		{"op": "test", "path": "/metadata/resourceVersion", "value": live.GetResourceVersion()},
-		{"op": "replace", "path": "/metadata/managedFields", "value": fields},
+	is := own(live.Object)
+	return p.patch(ctx, in, e.Ref, func(now *unstructured.Unstructured) ([]operation, error) {
+		if !reflect.DeepEqual(own(now.Object), is) {
+			return nil, nil // somebody wrote in between: bookkeeping is not worth overwriting his
+		}
+		status := func(m metav1.ManagedFieldsEntry) bool { return m.Subresource == "status" }
+		fields := slices.DeleteFunc(slices.Clone(old), status)
+		for _, m := range now.GetManagedFields() {
+			if status(m) {
+				fields = append(fields, m)
+			}
+		}
+		return []operation{{Op: "replace", Path: "/metadata/managedFields", Value: fields}}, nil
 	})
-	if err != nil {
-		return err
-	}
-	_, err = in.Patch(ctx, live.GetName(), types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: manager})
-	if apierrors.IsInvalid(err) || apierrors.IsConflict(err) {
-		return nil // somebody wrote in between; the bookkeeping is not worth overwriting anything
-	}
-	return err
 }
 
 // once does something once for a key. What it needs to know of the time before is recorded first, and read again where an
