@@ -58,6 +58,9 @@ func classify(err error) (kind fault.Kind, remedy string) {
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsMethodNotSupported(err), apierrors.IsRequestEntityTooLargeError(err),
 		apierrors.IsUnsupportedMediaType(err), apierrors.IsNotAcceptable(err):
 		return fault.Invalid, ""
+	case apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed to create typed patch object"),
+		apierrors.IsInternalError(err) && strings.Contains(err.Error(), "failed to create manager for existing fields"):
+		return fault.Invalid, "" // a field that the kind does not have is told as an error of the server
 	case apierrors.IsTooManyRequests(err), apierrors.IsServerTimeout(err), apierrors.IsTimeout(err), apierrors.IsServiceUnavailable(err),
 		apierrors.IsInternalError(err), apierrors.IsUnexpectedServerError(err), apierrors.IsResourceExpired(err):
 		return fault.Transient, ""

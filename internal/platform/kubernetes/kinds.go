@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -33,48 +34,67 @@ type resource struct {
 	namespaced bool
 }
 
-// kinds knows which kinds the cluster serves.
+// kinds knows which kinds the cluster serves. It asks once, and again when a kind is not among those that it knows.
 type kinds struct {
-	disco  discovery.CachedDiscoveryInterface
-	mapper *restmapper.DeferredDiscoveryRESTMapper
-}
+	disco discovery.DiscoveryInterface
 
-func newKinds(d discovery.CachedDiscoveryInterface) *kinds {
-	return &kinds{d, restmapper.NewDeferredDiscoveryRESTMapper(d)}
+	mu     sync.Mutex
+	groups []*restmapper.APIGroupResources // nil: not asked yet
+	mapper meta.RESTMapper
 }
 
 // forget has the kinds be asked for again: a definition was added.
-func (k *kinds) forget() { k.mapper.Reset() }
+func (k *kinds) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.groups = nil
+}
+
+// known returns what the cluster serves, and whether it was asked just now.
+func (k *kinds) known() (groups []*restmapper.APIGroupResources, mapper meta.RESTMapper, asked bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.groups == nil {
+		groups, err := restmapper.GetAPIGroupResources(k.disco)
+		if err != nil {
+			return nil, nil, true, failed(err, "ask the cluster for its kinds")
+		}
+		k.groups, k.mapper, asked = groups, restmapper.NewDiscoveryRESTMapper(groups), true
+	}
+	return k.groups, k.mapper, asked, nil
+}
 
 // of returns the resource of a group, version and kind. An unknown one is an error of kind NotFound.
 func (k *kinds) of(gvk schema.GroupVersionKind) (resource, error) {
-	m, err := k.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
-	if meta.IsNoMatchError(err) {
-		return resource{}, fault.WithRemedy(fault.Newf(fault.NotFound, "the cluster has no kind %s of %s", gvk.Kind, gvk.GroupVersion()),
-			"install its CustomResourceDefinition first, or put it among the manifests")
+	for {
+		_, mapper, asked, err := k.known()
+		if err != nil {
+			return resource{}, err
+		}
+		m, err := mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+		if err == nil {
+			return resource{m.Resource, m.GroupVersionKind, m.Scope.Name() == meta.RESTScopeNameNamespace}, nil
+		}
+		if asked {
+			return resource{}, fault.WithRemedy(fault.Newf(fault.NotFound, "the cluster has no kind %s of %s", gvk.Kind, gvk.GroupVersion()),
+				"install its CustomResourceDefinition first, or put it among the manifests")
+		}
+		k.forget()
 	}
-	if err != nil {
-		return resource{}, failed(err, "ask the cluster for its kinds")
-	}
-	return resource{m.Resource, m.GroupVersionKind, m.Scope.Name() == meta.RESTScopeNameNamespace}, nil
 }
 
 // named returns the resource of a kind whose group is not told. Kubernetes' own kinds win over others of their name.
 func (k *kinds) named(kind string) (resource, error) {
-	for range 2 {
-		lists, err := k.disco.ServerPreferredResources()
-		if err != nil && len(lists) == 0 {
-			return resource{}, failed(err, "ask the cluster for its kinds")
+	for {
+		groups, _, asked, err := k.known()
+		if err != nil {
+			return resource{}, err
 		}
 		var found []schema.GroupVersionKind
-		for _, l := range lists {
-			gv, err := schema.ParseGroupVersion(l.GroupVersion)
-			if err != nil {
-				continue
-			}
-			for _, r := range l.APIResources {
+		for _, g := range groups {
+			for _, r := range g.VersionedResources[g.Group.PreferredVersion.Version] {
 				if r.Kind == kind && !strings.Contains(r.Name, "/") {
-					found = append(found, gv.WithKind(kind))
+					found = append(found, schema.GroupVersionKind{Group: g.Group.Name, Version: g.Group.PreferredVersion.Version, Kind: kind})
 				}
 			}
 		}
@@ -85,9 +105,11 @@ func (k *kinds) named(kind string) (resource, error) {
 			}
 			return k.of(gvk)
 		}
+		if asked {
+			return resource{}, fault.WithRemedy(fault.Newf(fault.NotFound, "the cluster has no kind %s", kind), "install its CustomResourceDefinition first")
+		}
 		k.forget()
 	}
-	return resource{}, fault.WithRemedy(fault.Newf(fault.NotFound, "the cluster has no kind %s", kind), "install its CustomResourceDefinition first")
 }
 
 // prefer chooses between kinds of one name.

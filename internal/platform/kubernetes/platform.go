@@ -12,7 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -112,7 +111,7 @@ func connect(c Config, config *rest.Config) (*Platform, error) {
 	if p.pods, err = rest.RESTClientForConfigAndClient(core, client); err != nil {
 		return nil, fault.Newf(fault.Invalid, "account %s: %w", c.Account, err)
 	}
-	p.kinds = newKinds(memory.NewMemCacheClient(disco))
+	p.kinds = &kinds{disco: disco}
 	p.journal = journal{p.dynamic.Resource(secrets)}
 	return p, nil
 }

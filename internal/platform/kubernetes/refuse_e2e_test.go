@@ -1,0 +1,234 @@
+//go:build e2e
+
+package kubernetes
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/rest"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+const store = `
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  replicas: 0
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec: {containers: [{name: db, image: "db:1"}]}
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+`
+
+// TestRefusals: each says what is wrong, and nothing was written, not even what came before it in the list.
+func TestRefusals(t *testing.T) {
+	p, ctx := fresh(t)
+	by(t, p, "kubectl-client-side-apply", website+"---"+store)
+	before := snapshotOf(t, p)
+	for what, c := range map[string]struct {
+		text string
+		kind fault.Kind
+		says []string
+	}{
+		"a claim template that grows": {strings.Replace(store, "1Mi", "2Mi", 1), fault.Invalid, []string{"applied/StatefulSet/db", "cannot be changed", "another name"}},
+		"another selector":            {strings.ReplaceAll(website, "app: web", "app: shop"), fault.Invalid, []string{"spec.selector", "cannot be changed once it is made"}},
+		"an unknown field":            {strings.Replace(website, "replicas: 0", "replica: 0", 1), fault.Invalid, []string{"test.yaml:", "replica"}},
+		"an unknown kind":             {"apiVersion: example.org/v1\nkind: Nothing\nmetadata: {name: x}\n", fault.NotFound, []string{"test.yaml:", "no kind Nothing of example.org/v1"}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			_, err := p.Apply(ctx, "d1/"+what, objectsOf(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: first}\n---\n"+c.text), inNS)
+			if !fault.Is(err, c.kind) {
+				t.Errorf("kind %q: %v", fault.KindOf(err), err)
+			}
+			for _, s := range c.says {
+				if err == nil || !strings.Contains(err.Error(), s) {
+					t.Errorf("%q is missing in: %v", s, err)
+				}
+			}
+			same(t, "after the refusal", snapshotOf(t, p), before)
+		})
+	}
+}
+
+// TestDenied lacks a role, and says for what.
+func TestDenied(t *testing.T) {
+	p, ctx := fresh(t)
+	config := rest.CopyConfig(p.config)
+	config.Impersonate = rest.ImpersonationConfig{UserName: "nobody"}
+	poor, err := connect(Config{Account: "poor"}, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = poor.Apply(ctx, "d1/a", objectsOf(t, website), inNS)
+	if !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), `User "nobody" cannot get resource "secrets"`) {
+		t.Errorf("kind %q: %v", fault.KindOf(err), err)
+	}
+	if _, err := poor.Watch(ctx, []manifest.Ref{{Kind: "Deployment", Namespace: ns, Name: "web"}}); !fault.Is(err, fault.Denied) {
+		t.Errorf("watching: %v", err)
+	}
+	config = rest.CopyConfig(p.config)
+	config.TLSClientConfig.CertData, config.TLSClientConfig.KeyData, config.BearerToken = nil, nil, "expired"
+	old, err := connect(Config{Account: "old"}, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.Get(ctx, manifest.Ref{Kind: "Secret", Namespace: ns, Name: "x"}); !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), "renew") {
+		t.Errorf("with an expired token: %v", err)
+	}
+}
+
+// TestClaimsSurvive: a StatefulSet whose claims go when it is scaled to nothing is not stopped.
+func TestClaimsSurvive(t *testing.T) {
+	p, ctx := fresh(t)
+	by(t, p, "kubectl-client-side-apply", strings.Replace(store, "  serviceName", "  persistentVolumeClaimRetentionPolicy: {whenScaled: Delete}\n  serviceName", 1))
+	err := p.Scale(ctx, "d1/s", manifest.Ref{Kind: "StatefulSet", Namespace: ns, Name: "db"}, 0)
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "whenScaled: Retain") {
+		t.Errorf("kind %q: %v", fault.KindOf(err), err)
+	}
+}
+
+// TestBigPreImage keeps what does not fit into one Secret.
+func TestBigPreImage(t *testing.T) {
+	p, ctx := fresh(t)
+	var b strings.Builder
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"
+	for x := uint64(1); b.Len() < 900<<10; x = x*6364136223846793005 + 1442695040888963407 {
+		b.WriteByte(alphabet[x>>58]) // what does not compress
+	}
+	text := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: big}\ndata: {a: \"" + b.String() + "\"}\n"
+	by(t, p, "kubectl-create", text)
+	before := snapshotOf(t, p)
+	changes, err := p.Apply(ctx, "d1/a", objectsOf(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: big}\ndata: {a: small}\n"), inNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := p.dynamic.Resource(secrets).Namespace(ns).List(ctx, metav1.ListOptions{LabelSelector: journalLabel + "=true," + deliveryLabel + "=d1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range list.Items {
+		if fixed, _, _ := unstructured.NestedBool(s.Object, "immutable"); !fixed {
+			t.Errorf("Secret %s may be changed", s.GetName())
+		}
+	}
+	if len(list.Items) < 3 {
+		t.Errorf("%d Secrets keep it", len(list.Items))
+	}
+	if err := p.Revert(ctx, "d1/r", changes); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "after the revert", snapshotOf(t, p), before)
+}
+
+// TestDefinition applies a kind and an object of it together.
+func TestDefinition(t *testing.T) {
+	p, ctx := fresh(t)
+	crds, err := p.where(manifest.Ref{Kind: "CustomResourceDefinition"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove := func() {
+		_ = crds.Delete(context.Background(), "boats.sluice.test", metav1.DeleteOptions{})
+		if err := p.await(context.Background(), manifest.Ref{Kind: "CustomResourceDefinition", Name: "boats.sluice.test"}, func(s platform.State) bool { return !s.Exists }); err != nil {
+			t.Error(err)
+		}
+	}
+	remove()
+	t.Cleanup(remove)
+	changes, err := p.Apply(ctx, "d1/a", objectsOf(t, `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: boats.sluice.test}
+spec:
+  group: sluice.test
+  names: {kind: Boat, plural: boats}
+  scope: Namespaced
+  versions:
+  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, properties: {spec: {type: object, properties: {sail: {type: string}}}}}}}
+---
+apiVersion: sluice.test/v1
+kind: Boat
+metadata: {name: tender}
+spec: {sail: red}
+`), inNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boat := manifest.Ref{Kind: "Boat", Namespace: ns, Name: "tender"}
+	if _, err := p.Get(ctx, boat); err != nil {
+		t.Error(err)
+	}
+	if err := p.Revert(ctx, "d1/r", changes); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Get(ctx, boat); !fault.Is(err, fault.NotFound) {
+		t.Errorf("what was created is still there: %v", err)
+	}
+	if _, err := crds.Get(ctx, "boats.sluice.test", metav1.GetOptions{}); err != nil {
+		t.Errorf("the kind itself went with it, and so would all of its objects: %v", err)
+	}
+}
+
+// TestAutoscaled leaves the number of pods to the autoscaler.
+func TestAutoscaled(t *testing.T) {
+	p, ctx := fresh(t)
+	by(t, p, "kubectl-client-side-apply", strings.Replace(website, "replicas: 0", "replicas: 1", 1)+`
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: web}
+spec: {minReplicas: 3, maxReplicas: 9, scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}}
+`)
+	ref := manifest.Ref{Kind: "Deployment", Namespace: ns, Name: "web"}
+	replicas := func() int64 {
+		live, err := p.read(ctx, ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, _ := replicasOf(live)
+		return n
+	}
+	within, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	states, err := p.Watch(within, []manifest.Ref{ref})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range states {
+		if replicas() == 3 { // a change of the number is a change of the object's status
+			break
+		}
+	}
+	cancel()
+	if _, err := p.Apply(ctx, "d1/a", objectsOf(t, changed(website)), inNS); err != nil {
+		t.Fatal(err)
+	}
+	if n := replicas(); n != 3 {
+		t.Errorf("the manifest set the replicas to %d", n)
+	}
+}
+
+// TestUnreachable needs no answer to give a reason.
+func TestUnreachable(t *testing.T) {
+	p, err := connect(Config{Account: "away"}, &rest.Config{Host: "https://127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.Apply(t.Context(), "d1/a", objectsOf(t, website), inNS)
+	if !fault.Is(err, fault.Transient) || !strings.Contains(err.Error(), "cannot be reached") {
+		t.Errorf("kind %q: %v", fault.KindOf(err), err)
+	}
+}
