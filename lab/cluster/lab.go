@@ -198,13 +198,17 @@ func (l *Lab) Clean(ctx context.Context) error {
 	return errors.Join(append(failed, l.releasePool(ctx))...)
 }
 
-// lock makes starts and stops of one cluster exclude each other.
+// lock makes starts and stops of one cluster exclude each other. No cluster's name begins with the dash of "-run".
 func (l *Lab) lock(ctx context.Context, name string) (func(), error) {
 	if err := os.MkdirAll(l.Dir, 0o755); err != nil {
 		return nil, err
 	}
 	return lockFile(ctx, filepath.Join(l.Dir, "."+name+".lock"))
 }
+
+// Hold waits until no other process holds this lab, and keeps others out until it is released or this process ends.
+// Only those that ask are kept out: test runs, which begin by removing all clusters.
+func (l *Lab) Hold(ctx context.Context) (release func(), err error) { return l.lock(ctx, "-run") }
 
 // Kubeconfig is the administrator's, for programs on this machine.
 func (c *Cluster) Kubeconfig() string { return c.path("pki", "admin.kubeconfig") }

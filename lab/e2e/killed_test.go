@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,56 +31,95 @@ func TestKilledStartsLeaveNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	in := inLab{t: t, program: program, dir: dir, lab: l}
 	for _, point := range []struct {
 		name string
 		// reached says that the start has come so far.
 		reached func() bool
 	}{
 		{"as soon as the slot is taken", func() bool { found, err := l.Clusters(); return err == nil && len(found) > 0 }},
-		{"while the runtime starts", exists(dir, "killed/pid/containerd")},
-		{"when the API server was started", exists(dir, "killed/pid/kube-apiserver")},
-		{"when the kubelet was started", exists(dir, "killed/pid/kubelet")},
-		{"when the pool is mounted", exists(dir, "pool/volumes")},
-		{"when it runs", func() bool { found, err := l.Clusters(); return err == nil && len(found) > 0 && found[0].Ready }},
+		{"while the runtime starts", in.exists("killed/pid/containerd")},
+		{"when the API server was started", in.exists("killed/pid/kube-apiserver")},
+		{"when the kubelet was started", in.exists("killed/pid/kubelet")},
+		{"when the pool is mounted", in.exists("pool/volumes")},
+		{"when it runs", in.running},
 	} {
 		t.Run(point.name, func(t *testing.T) {
-			up := exec.Command(program, "up", "--images=", "killed")
-			up.Env = append(os.Environ(), "LAB_DIR="+dir)
-			log, err := os.Create(filepath.Join(t.TempDir(), "log"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer log.Close()
-			up.Stdout, up.Stderr = log, log
-			if err := up.Start(); err != nil {
-				t.Fatal(err)
-			}
-			labtest.Eventually(t, func(context.Context) error {
-				if point.reached() {
-					return nil
-				}
-				return context.DeadlineExceeded
-			})
-			// It may have ended by itself at the last point.
-			up.Process.Kill()
-			up.Wait()
+			in := inLab{t: t, program: program, dir: dir, lab: l}
+			in.killAt(point.reached, "up", "--images=", "killed")
 			if left, err := l.Leftovers(); err != nil || len(left) == 0 {
 				t.Errorf("the killed start left nothing (%v): this proves nothing", err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			defer cancel()
-			down := exec.CommandContext(ctx, program, "down")
-			down.Env = up.Env
-			if out, err := down.CombinedOutput(); err != nil {
-				t.Fatalf("lab down: %v\n%s", err, out)
-			}
-			if left, err := l.Leftovers(); err != nil || len(left) > 0 {
-				t.Errorf("left behind (%v):\n  %s", err, strings.Join(left, "\n  "))
-			}
+			in.down()
 		})
+	}
+	t.Run("while it is taken down", func(t *testing.T) {
+		in := inLab{t: t, program: program, dir: dir, lab: l}
+		in.killAt(in.running, "up", "--images=", "killed")
+		c, err := l.Cluster("killed")
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.killAt(func() bool { return c.Healthy(t.Context()) != nil }, "down")
+		in.down()
+	})
+}
+
+// inLab runs the program in a lab of its own.
+type inLab struct {
+	t            *testing.T
+	program, dir string
+	lab          *cluster.Lab
+}
+
+func (l inLab) command(ctx context.Context, args ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, l.program, args...)
+	c.Env = append(os.Environ(), "LAB_DIR="+l.dir)
+	return c
+}
+
+// killAt starts a command of the program and kills it when a point is reached. It may have ended by itself by then.
+func (l inLab) killAt(reached func() bool, args ...string) {
+	l.t.Helper()
+	command := l.command(l.t.Context(), args...)
+	// A file, and no pipe: what the command started keeps its output open.
+	log, err := os.Create(filepath.Join(l.t.TempDir(), "log"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer log.Close()
+	command.Stdout, command.Stderr = log, log
+	if err := command.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	labtest.Eventually(l.t, func(context.Context) error {
+		if reached() {
+			return nil
+		}
+		return errors.New("the point is not reached")
+	})
+	command.Process.Kill()
+	command.Wait()
+}
+
+// down takes everything down by a fresh process, and looks what is left.
+func (l inLab) down() {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(l.t.Context(), 2*time.Minute)
+	defer cancel()
+	if out, err := l.command(ctx, "down").CombinedOutput(); err != nil {
+		l.t.Fatalf("lab down: %v\n%s", err, out)
+	}
+	if left, err := l.lab.Leftovers(); err != nil || len(left) > 0 {
+		l.t.Errorf("left behind (%v):\n  %s", err, strings.Join(left, "\n  "))
 	}
 }
 
-func exists(dir, path string) func() bool {
-	return func() bool { _, err := os.Stat(filepath.Join(dir, path)); return err == nil }
+func (l inLab) exists(path string) func() bool {
+	return func() bool { _, err := os.Stat(filepath.Join(l.dir, path)); return err == nil }
+}
+
+func (l inLab) running() bool {
+	found, err := l.lab.Clusters()
+	return err == nil && len(found) > 0 && found[0].Ready
 }

@@ -3,15 +3,18 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/sluice-cd/sluice/lab/cluster"
@@ -218,5 +221,19 @@ func TestVolumesHaveTheSizeOfTheirClaims(t *testing.T) {
 	written, err := strconv.Atoi(strings.TrimSpace(labtest.Run(t, c, n, "fill", onClaim("small", "fill", "/data/zeros"))))
 	if err != nil || written < 16<<20 || written > 32<<20 {
 		t.Errorf("a claim of 32Mi took %d bytes (%v)", written, err)
+	}
+}
+
+func snapshotResource(name string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: "snapshot.storage.k8s.io", Version: "v1", Resource: name}
+}
+
+// deleteContent removes what belongs to no namespace.
+func deleteContent(t *testing.T, c *kube.Client, name string) {
+	// The test's context has ended by now.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := c.Dynamic.Resource(snapshotResource("volumesnapshotcontents")).Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+		t.Error(err)
 	}
 }

@@ -263,6 +263,14 @@ func PodSucceeded(o *unstructured.Unstructured) (bool, error) {
 	return phase == string(corev1.PodSucceeded), err
 }
 
+// JobComplete holds when a Job ended well, and is an error when it failed.
+func JobComplete(o *unstructured.Unstructured) (bool, error) {
+	if failed, err := Condition("Failed")(o); failed || err != nil {
+		return false, errors.Join(err, errors.New("the job failed"))
+	}
+	return Condition("Complete")(o)
+}
+
 // Logs are what a pod's container wrote; "" means its only container.
 func (c *Client) Logs(ctx context.Context, namespace, pod, container string) (string, error) {
 	stream, err := c.CoreV1().Pods(namespace).GetLogs(pod, &corev1.PodLogOptions{Container: container}).Stream(ctx)

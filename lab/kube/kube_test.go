@@ -42,6 +42,8 @@ func TestConditions(t *testing.T) {
 		"another value":          {kube.Field("Running", "status", "phase"), waiting, false},
 		"a field that is absent": {kube.Field("", "status", "phase"), fresh, false},
 		"not ended":              {kube.PodSucceeded, ready, false},
+		"a job that runs":        {kube.JobComplete, o(`{kind: Job, status: {conditions: []}}`), false},
+		"a job that is complete": {kube.JobComplete, o(`{kind: Job, status: {conditions: [{type: Complete, status: "True"}]}}`), true},
 		"ended":                  {kube.PodSucceeded, o(`{kind: Pod, status: {phase: Succeeded}}`), true},
 	} {
 		if got, err := c.holds(c.on); got != c.want || err != nil {
@@ -50,5 +52,8 @@ func TestConditions(t *testing.T) {
 	}
 	if _, err := kube.PodSucceeded(o(`{kind: Pod, status: {phase: Failed}}`)); err == nil {
 		t.Error("a failed pod is waited for")
+	}
+	if _, err := kube.JobComplete(o(`{kind: Job, status: {conditions: [{type: Failed, status: "True"}]}}`)); err == nil {
+		t.Error("a failed job is waited for")
 	}
 }

@@ -31,7 +31,8 @@ type Clusters struct {
 	Lab *cluster.Lab
 }
 
-// Dir is where the clusters of tests live, beside those that a person started.
+// Dir is where the clusters of tests live, beside those that a person started. Test runs in one directory wait for each
+// other; with another LAB_DIR they run side by side.
 func Dir() string { return cluster.DefaultDir() + "-test" }
 
 // Open makes a lab in a directory of its own.
@@ -88,6 +89,12 @@ func existing() (Clusters, error) {
 }
 
 func run(ctx context.Context, m *testing.M, l *cluster.Lab, use func(Clusters)) (code int, err error) {
+	// Packages are tested side by side, but their clusters have the same names.
+	release, err := l.Hold(ctx)
+	if err != nil {
+		return 1, err
+	}
+	defer release()
 	if err := l.Clean(ctx); err != nil {
 		return 1, err
 	}
