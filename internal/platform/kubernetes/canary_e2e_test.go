@@ -1,0 +1,245 @@
+//go:build e2e
+
+package kubernetes
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+const served = `
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web-preview, annotations: {sluice.dev/track: preview}}
+spec: {selector: {app: web}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 5
+      containers:
+      - name: web
+        image: program
+        env: [{name: SLUICE_TEST_PROGRAM, value: http}, {name: VERSION, value: one}]
+        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+        lifecycle: {preStop: {sleep: {seconds: 2}}}
+`
+
+var (
+	web        = manifest.Ref{Kind: "Deployment", Namespace: ns, Name: "web"}
+	webService = manifest.Ref{Kind: "Service", Namespace: ns, Name: "web"}
+	webPreview = manifest.Ref{Kind: "Service", Namespace: ns, Name: "web-preview"}
+)
+
+// shop is a stable version that serves, made by kubectl, and its next version.
+type shop struct {
+	*Platform
+	t      *testing.T
+	ctx    context.Context
+	next   []manifest.Object
+	before map[string]string
+}
+
+func newShop(t *testing.T) *shop {
+	p, ctx := fresh(t)
+	l := theLab(t)
+	s := &shop{Platform: p, t: t, ctx: ctx}
+	for _, o := range objectsOf(t, served) {
+		o = l.adapt(o)
+		body, err := o.Unstructured.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		by(t, p, "kubectl-client-side-apply", string(body))
+	}
+	s.ready(5 * time.Minute)
+	s.before = snapshotOf(t, p)
+	s.next = []manifest.Object{l.adapt(objectsOf(t, strings.Replace(served, "value: one", "value: two", 1))[2])}
+	return s
+}
+
+func (s *shop) ready(within time.Duration) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, within)
+	defer cancel()
+	states, err := s.Watch(ctx, []manifest.Ref{web})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var last platform.State
+	for last = range states {
+		if last.Ready {
+			return
+		}
+	}
+	s.t.Fatalf("web is not ready: %+v", last)
+}
+
+func (s *shop) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *shop) start() []platform.Change {
+	s.t.Helper()
+	changes, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS)
+	s.must(err)
+	s.ready(time.Minute)
+	return changes
+}
+
+// twos asks a Service a number of times, each time by a new connection, and returns how often the new version answered.
+func (s *shop) twos(service manifest.Ref, n int) int {
+	s.t.Helper()
+	c, at, two := client(), "http://"+address(s.ctx, s.Platform, service), 0
+	for range n {
+		req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, at, nil)
+		s.must(err)
+		resp, err := c.Do(req)
+		s.must(err)
+		body, err := io.ReadAll(resp.Body)
+		s.must(err)
+		resp.Body.Close()
+		if strings.HasPrefix(string(body), "two") {
+			two++
+		}
+	}
+	return two
+}
+
+// settles waits until a sample of requests fits: the network follows the objects with a delay.
+func (s *shop) settles(service manifest.Ref, what string, least, most int) {
+	s.t.Helper()
+	got := 0
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if got = s.twos(service, 100); got >= least && got <= most {
+			return
+		}
+	}
+	s.t.Errorf("%s: the new version answers %d of 100, not %d to %d", what, got, least, most)
+}
+
+func (s *shop) undo(changes []platform.Change) {
+	s.t.Helper()
+	s.must(s.Abort(s.ctx, "d1/abort", []manifest.Ref{web}))
+	s.must(s.Revert(s.ctx, "d1/revert", changes))
+	s.ready(time.Minute)
+	same(s.t, "after the rollback", snapshotOf(s.t, s.Platform), s.before)
+	if owners := managersOf(s.t, s.Platform, web); owners["sluice/Update/"] != "" || owners["sluice/Apply/"] != "" || owners["sluice/Update/scale"] != "" {
+		s.t.Errorf("fields still belong to Sluice: %v", owners)
+	}
+	s.settles(webService, "after the rollback", 0, 0)
+}
+
+// TestRatio measures the share of a quarter by many requests: at 1 of 4 pods it is 25 %, within four standard deviations of
+// what chance gives, and at 0 % the canary gets none.
+func TestRatio(t *testing.T) {
+	s := newShop(t)
+	changes := s.start()
+	s.settles(webService, "at 0 %", 0, 0)
+	if got := s.twos(webService, 500); got != 0 {
+		t.Errorf("at 0 %% the canary answered %d of 500", got)
+	}
+	if got := s.twos(webPreview, 50); got != 50 {
+		t.Errorf("the preview Service led to the new version %d times of 50", got)
+	}
+	s.must(s.SetWeight(s.ctx, "d1/25", []manifest.Ref{web}, 25))
+	s.ready(time.Minute)
+	s.settles(webService, "at 25 %", 8, 42)
+	const n, sd = 1200, 15
+	if got := s.twos(webService, n); got < n/4-4*sd || got > n/4+4*sd {
+		t.Errorf("at 25 %% the canary answered %d of %d", got, n)
+	} else {
+		t.Logf("at 25 %% the canary answered %d of %d", got, n)
+	}
+	s.undo(changes)
+}
+
+// TestRollbackOfEveryStep takes back a canary from each of its steps; also one whose promotion cannot become ready.
+func TestRollbackOfEveryStep(t *testing.T) {
+	refs := []manifest.Ref{web}
+	for name, steps := range map[string]func(s *shop){
+		"started": func(*shop) {},
+		"half":    func(s *shop) { s.must(s.SetWeight(s.ctx, "d1/50", refs, 50)) },
+		"whole": func(s *shop) {
+			s.must(s.SetWeight(s.ctx, "d1/50", refs, 50))
+			s.must(s.SetWeight(s.ctx, "d1/100", refs, 100))
+		},
+		"redirect": func(s *shop) {
+			s.must(s.SetWeight(s.ctx, "d1/100", refs, 100))
+			s.settles(webService, "redirected", 100, 100)
+		},
+		"promoted": func(s *shop) {
+			s.must(s.SetWeight(s.ctx, "d1/100", refs, 100))
+			s.must(s.Promote(s.ctx, "d1/promote", refs))
+			s.settles(webService, "promoted", 100, 100)
+			s.settles(webPreview, "promoted, by the preview", 100, 100)
+		},
+		"promotion cut short": func(s *shop) {
+			s.must(s.SetWeight(s.ctx, "d1/50", refs, 50))
+			ctx, cancel := context.WithTimeout(s.ctx, 300*time.Millisecond)
+			defer cancel()
+			if err := s.Promote(ctx, "d1/promote", refs); err == nil {
+				s.t.Error("the promotion was not cut short")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShop(t)
+			changes := s.start()
+			steps(s)
+			s.undo(changes)
+		})
+	}
+}
+
+// TestBrokenCanary: a version that cannot start is told at once, and the stable one serves all the while.
+func TestBrokenCanary(t *testing.T) {
+	s := newShop(t)
+	spec, _, _ := unstructured.NestedSlice(s.next[0].Object, "spec", "template", "spec", "containers")
+	spec[0].(map[string]any)["image"] = "nobody/knows:1"
+	s.must(unstructured.SetNestedSlice(s.next[0].Object, spec, "spec", "template", "spec", "containers"))
+	changes, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS)
+	s.must(err)
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+	defer cancel()
+	states, err := s.Watch(ctx, []manifest.Ref{web})
+	s.must(err)
+	var last platform.State
+	for last = range states {
+		if last.Failed {
+			break
+		}
+	}
+	if last.Reason != "ImagePullBackOff" || !strings.Contains(last.Message, "nobody/knows:1") {
+		t.Errorf("%+v", last)
+	}
+	if err := s.SetWeight(s.ctx, "d1/w", []manifest.Ref{web}, 50); !fault.Is(err, fault.Invalid) {
+		t.Errorf("traffic for what does not run: %v", err)
+	}
+	s.settles(webService, "meanwhile", 0, 0)
+	s.undo(changes)
+}
