@@ -87,6 +87,9 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object) ([
 		if err == nil {
 			err = p.dryRun(ctx, wanted{Object: c})
 		}
+		if err == nil {
+			e.Routes, e.Canaries, err = p.routesOf(ctx, stable)
+		}
 		errs = append(errs, err)
 	}
 	return entries, open, errors.Join(errs...)
@@ -190,6 +193,9 @@ func (p *Platform) startOne(ctx context.Context, rec *record, i int, o manifest.
 		return err
 	}
 	if live, err := p.canary(ctx, e.Ref); err != nil || live != nil {
+		return err
+	}
+	if err := p.makeServices(ctx, *e, c); err != nil {
 		return err
 	}
 	if _, err := p.write(ctx, c); err != nil {

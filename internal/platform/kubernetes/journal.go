@@ -46,6 +46,9 @@ type entry struct {
 	After      map[string]any `json:"after,omitempty"`  // as the cluster answered the write
 	Next       map[string]any `json:"next,omitempty"`   // what a promotion makes of it
 	Replicas   *int64         `json:"replicas,omitempty"`
+
+	Routes   []map[string]any  `json:"routes,omitempty"`   // HTTPRoutes that share its traffic out, as they were
+	Canaries map[string]string `json:"canaries,omitempty"` // Service → the Service of its canary
 }
 
 // record is all that a key did.

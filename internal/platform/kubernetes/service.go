@@ -153,6 +153,9 @@ func (p *Platform) servicesOf(ctx context.Context, namespace string, podLabels m
 		return nil, nil, failed(err, "list the Services of namespace %s", namespace)
 	}
 	for _, s := range list.Items {
+		if s.GetLabels()[canaryOf] != "" {
+			continue // it was made for a canary, and goes with it
+		}
 		selector, _, _ := unstructured.NestedMap(s.Object, "spec", "selector")
 		selector = without(selector, required...)
 		if len(selector) == 0 {

@@ -82,6 +82,9 @@ func (p *Platform) each(ctx context.Context, key string, refs []manifest.Ref, do
 // All traffic at once is redirected instead, and the old version stays as it is: so it can have it back at once.
 func (p *Platform) SetWeight(ctx context.Context, key string, refs []manifest.Ref, percent int) error {
 	return p.each(ctx, key, refs, func(ctx context.Context, s shifted) error {
+		if len(s.start.Routes) > 0 && percent > 0 {
+			return p.byRoutes(ctx, s, percent)
+		}
 		canary, stable := shares(s.replicas, int64(percent), s.autoscaled)
 		only, err := p.pinned(ctx, s.stable)
 		if err != nil {
@@ -134,6 +137,9 @@ func (p *Platform) shrink(ctx context.Context, ref manifest.Ref, live *unstructu
 
 // none gives the stable version all traffic: at once where its pods can carry it, else as soon as they can.
 func (p *Platform) none(ctx context.Context, s shifted) error {
+	if err := p.weigh(ctx, s, 0); err != nil {
+		return err
+	}
 	led := false
 	if n, _, _ := unstructured.NestedInt64(s.stable.Object, "status", "readyReplicas"); 2*n >= s.replicas && computed(s.ref, s.stable).Ready {
 		if err := p.lead(ctx, s.stable, s.stable); err != nil {
@@ -216,10 +222,16 @@ func (p *Platform) unpin(ctx context.Context, s shifted, fits func(hash string, 
 
 // endCanary deletes the canary, after the Services no longer lead to it alone.
 func (p *Platform) endCanary(ctx context.Context, s shifted) error {
+	if err := p.weigh(ctx, s, asItWas); err != nil {
+		return err
+	}
 	if err := p.preview(ctx, s.stable, ""); err != nil {
 		return err
 	}
 	if err := p.unpin(ctx, s, func(hash string, canarys map[string]bool) bool { return canarys[hash] }); err != nil {
+		return err
+	}
+	if err := p.deleteServices(ctx, s); err != nil {
 		return err
 	}
 	in := p.dynamic.Resource(deployments).Namespace(s.ref.Namespace)

@@ -1,0 +1,226 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/platform/kubernetes/traffic"
+)
+
+// asItWas is the share of a canary that is over: the routes are as they were before it.
+const asItWas = -1
+
+// acceptWithin is how long a gateway may take to take up a route.
+const acceptWithin = 30 * time.Second
+
+func httpRoute() schema.GroupVersionKind {
+	return schema.GroupVersionKind{Group: "gateway.networking.k8s.io", Version: "v1", Kind: "HTTPRoute"}
+}
+
+// routesOf returns the HTTPRoutes that share the traffic of a Deployment's Services out, and what the Services of its canary
+// will be called. Without any the pods' ratio decides.
+func (p *Platform) routesOf(ctx context.Context, stable *unstructured.Unstructured) ([]map[string]any, map[string]string, error) {
+	r, err := p.kinds.of(httpRoute())
+	if fault.Is(err, fault.NotFound) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	all, _, err := p.servicesOf(ctx, stable.GetNamespace(), templateLabels(stable))
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := p.at(r, stable.GetNamespace()).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, failed(err, "list the HTTPRoutes of namespace %s", stable.GetNamespace())
+	}
+	var routes []map[string]any
+	canaries := map[string]string{}
+	for _, route := range list.Items {
+		found := false
+		for _, s := range all {
+			if traffic.Routes(route.Object, s.Name) {
+				found, canaries[s.Name] = true, s.Name+"-canary"
+			}
+		}
+		if found {
+			routes = append(routes, route.Object)
+		}
+	}
+	return routes, canaries, nil
+}
+
+// makeServices makes the Services that lead to a canary alone.
+func (p *Platform) makeServices(ctx context.Context, e entry, canary manifest.Object) error {
+	for service, own := range e.Canaries {
+		live, err := p.read(ctx, manifest.Ref{Kind: "Service", Namespace: e.Ref.Namespace, Name: service})
+		if err != nil {
+			return err
+		}
+		spec, _, _ := unstructured.NestedMap(live.Object, "spec")
+		selector, _ := spec["selector"].(map[string]any)
+		selector = without(selector, required...)
+		selector[trackLabel] = string(platform.Canary)
+		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Service",
+			"metadata": map[string]any{"namespace": e.Ref.Namespace, "name": own,
+				"labels": map[string]any{canaryOf: labelValue(e.Ref.Name), deliveryLabel: canary.GetLabels()[deliveryLabel]}},
+			"spec": map[string]any{"selector": selector, "ports": portsOf(spec)}}}
+		in := p.dynamic.Resource(services).Namespace(e.Ref.Namespace)
+		_, err = in.Create(ctx, o, metav1.CreateOptions{FieldManager: manager})
+		if apierrors.IsAlreadyExists(err) {
+			there, readErr := in.Get(ctx, own, metav1.GetOptions{})
+			if readErr == nil && there.GetLabels()[canaryOf] == labelValue(e.Ref.Name) {
+				continue
+			}
+			return fault.WithRemedy(fault.Newf(fault.Conflict, "Service %s/%s is there already and not a canary's", e.Ref.Namespace, own), "give it another name")
+		}
+		if err != nil {
+			return failed(err, "make Service %s/%s", e.Ref.Namespace, own)
+		}
+	}
+	return nil
+}
+
+// portsOf copies the ports of a Service without what belongs to it alone.
+func portsOf(spec map[string]any) []any {
+	list, _ := spec["ports"].([]any)
+	var out []any
+	for _, v := range list {
+		if port, ok := v.(map[string]any); ok {
+			out = append(out, without(port, "nodePort"))
+		}
+	}
+	return out
+}
+
+// deleteServices deletes the Services that lead to a canary alone.
+func (p *Platform) deleteServices(ctx context.Context, s shifted) error {
+	in := p.dynamic.Resource(services).Namespace(s.ref.Namespace)
+	for _, own := range s.start.Canaries {
+		live, err := in.Get(ctx, own, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && live.GetLabels()[canaryOf] != labelValue(s.ref.Name) {
+			continue
+		}
+		if err == nil {
+			err = p.deleteLive(ctx, in, live)
+		}
+		if err != nil {
+			return failed(err, "delete Service %s/%s", s.ref.Namespace, own)
+		}
+	}
+	return nil
+}
+
+// byRoutes gives a canary its share by the weights of routes. The stable version keeps its pods.
+func (p *Platform) byRoutes(ctx context.Context, s shifted, percent int) error {
+	pods := min(s.replicas, ceil(s.replicas*int64(percent), 100))
+	if err := p.grow(ctx, s.canaryRef(), s.canary, pods); err != nil {
+		return err
+	}
+	if err := p.weigh(ctx, s, percent); err != nil {
+		return err
+	}
+	return p.shrink(ctx, s.canaryRef(), s.canary, pods)
+}
+
+// weigh sets the weights of all routes, and waits until the gateways have taken them up: until then they do not count.
+func (p *Platform) weigh(ctx context.Context, s shifted, percent int) error {
+	if len(s.start.Routes) == 0 {
+		return nil
+	}
+	r, err := p.kinds.of(httpRoute())
+	if err != nil {
+		return err
+	}
+	in := p.at(r, s.ref.Namespace)
+	split := traffic.Split{Canaries: s.start.Canaries, Percent: percent}
+	for _, first := range s.start.Routes {
+		route := &unstructured.Unstructured{Object: first}
+		ref := manifest.Ref{Kind: "HTTPRoute", Namespace: s.ref.Namespace, Name: route.GetName()}
+		want, _, _ := unstructured.NestedSlice(first, "spec", "rules")
+		if percent >= 0 {
+			want = traffic.HTTPRoute(first, split)
+		}
+		err := p.patch(ctx, in, ref, func(live *unstructured.Unstructured) ([]operation, error) {
+			now, _, _ := unstructured.NestedSlice(live.Object, "spec", "rules")
+			if reflect.DeepEqual(now, want) {
+				return nil, nil
+			}
+			if !traffic.Ours(first, now, split) {
+				return nil, fault.WithRemedy(fault.Newf(fault.Conflict, "the rules of %s were changed by somebody else since the canary began", ref),
+					"put them back, or end the canary by hand")
+			}
+			ops := []operation{{Op: "test", Path: "/spec/rules", Value: now}, {Op: "replace", Path: "/spec/rules", Value: want}}
+			if percent < 0 {
+				ops = append(ops, disown(live)...)
+			}
+			return ops, nil
+		})
+		if fault.Is(err, fault.NotFound) && percent <= 0 {
+			continue // a route that is gone leads nobody to the canary
+		}
+		if err == nil {
+			err = p.accepted(ctx, in, ref)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// accepted waits until the gateways of a route have taken up what it says now.
+func (p *Platform) accepted(ctx context.Context, in dynamic.ResourceInterface, ref manifest.Ref) error {
+	within, cancel := context.WithTimeout(ctx, acceptWithin)
+	defer cancel()
+	for {
+		live, err := in.Get(within, ref.Name, metav1.GetOptions{})
+		if err != nil {
+			return unaccepted(ctx, within, ref, err)
+		}
+		w, err := in.Watch(within, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", ref.Name).String(),
+			ResourceVersion: live.GetResourceVersion()})
+		if err != nil {
+			return unaccepted(ctx, within, ref, err)
+		}
+		ok, why := traffic.Accepted(live.Object)
+		for !ok && why == nil {
+			e, open := <-w.ResultChan()
+			if !open {
+				break
+			}
+			if o, isObject := e.Object.(*unstructured.Unstructured); isObject {
+				ok, why = traffic.Accepted(o.Object)
+			}
+		}
+		w.Stop()
+		switch {
+		case ok:
+			return nil
+		case why != nil:
+			return fault.Newf(fault.Invalid, "no gateway shares traffic out by %s: %w", ref, why)
+		case within.Err() != nil:
+			return unaccepted(ctx, within, ref, within.Err())
+		}
+	}
+}
+
+func unaccepted(ctx, within context.Context, ref manifest.Ref, err error) error {
+	if ctx.Err() == nil && within.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
+		return fault.WithRemedy(fault.Newf(fault.Transient, "no gateway has taken up %s within %s", ref, acceptWithin), "see the status of the route and the log of the gateway")
+	}
+	return failed(err, "see whether %s is taken up", ref)
+}

@@ -1,0 +1,156 @@
+// Package traffic shares requests out between two Services by weights, in the objects of those who route them.
+package traffic
+
+import (
+	"fmt"
+	"reflect"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+// A Split is a share of the traffic of some Services that others get.
+type Split struct {
+	Canaries map[string]string // which Service the canary of a Service has
+	Percent  int
+}
+
+// Routes reports whether an HTTPRoute leads to a Service of its own namespace.
+func Routes(route map[string]any, service string) bool {
+	found := false
+	each(route, func(rule map[string]any) {
+		for _, ref := range refs(rule) {
+			found = found || leads(ref, service)
+		}
+	})
+	return found
+}
+
+// HTTPRoute returns the rules of an HTTPRoute as they are with a split. Other backends of a rule keep their share of it.
+func HTTPRoute(route map[string]any, s Split) []any {
+	next := (&unstructured.Unstructured{Object: route}).DeepCopy()
+	each(next.Object, func(rule map[string]any) {
+		var out []any
+		split := false
+		for _, ref := range refs(rule) {
+			split = split || s.of(ref) != ""
+		}
+		if !split {
+			return
+		}
+		for _, ref := range refs(rule) {
+			weight := weightOf(ref)
+			name := s.of(ref)
+			if name == "" {
+				out = append(out, weighted(ref, weight*100))
+				continue
+			}
+			out = append(out, weighted(ref, weight*int64(100-s.Percent)))
+			canary := weighted(ref, weight*int64(s.Percent))
+			canary["name"] = name
+			out = append(out, canary)
+		}
+		rule["backendRefs"] = out
+	})
+	rules, _, _ := unstructured.NestedSlice(next.Object, "spec", "rules")
+	return rules
+}
+
+// of returns the Service of the canary of what a reference leads to, "" where it has none.
+func (s Split) of(ref map[string]any) string {
+	name, _ := ref["name"].(string)
+	if !leads(ref, name) {
+		return ""
+	}
+	return s.Canaries[name]
+}
+
+// Ours reports whether the rules of a route are those of its first state, with a split of any percentage or without one. Other
+// rules are somebody's who has changed it since.
+func Ours(first map[string]any, rules []any, s Split) bool {
+	original, _, _ := unstructured.NestedSlice(first, "spec", "rules")
+	if reflect.DeepEqual(original, rules) {
+		return true
+	}
+	for p := range 101 {
+		s.Percent = p
+		if reflect.DeepEqual(HTTPRoute(first, s), rules) {
+			return true
+		}
+	}
+	return false
+}
+
+// Accepted reports whether every gateway of an HTTPRoute has taken up its present generation, or why one will not.
+func Accepted(route map[string]any) (bool, error) {
+	o := &unstructured.Unstructured{Object: route}
+	parents, _, _ := unstructured.NestedSlice(route, "status", "parents")
+	if len(parents) == 0 {
+		return false, nil
+	}
+	for _, v := range parents {
+		parent, _ := v.(map[string]any)
+		list, _, _ := unstructured.NestedSlice(parent, "conditions")
+		met := map[string]bool{}
+		for _, c := range list {
+			c, _ := c.(map[string]any)
+			generation, _ := c["observedGeneration"].(int64)
+			if generation < o.GetGeneration() {
+				return false, nil
+			}
+			kind, _ := c["type"].(string)
+			met[kind] = c["status"] == "True"
+			if c["status"] == "False" && (kind == "Accepted" || kind == "ResolvedRefs") {
+				return false, fmt.Errorf("%s is false: %v: %v", kind, c["reason"], c["message"])
+			}
+		}
+		if !met["Accepted"] || !met["ResolvedRefs"] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+func each(route map[string]any, do func(rule map[string]any)) {
+	spec, _ := route["spec"].(map[string]any)
+	rules, _ := spec["rules"].([]any)
+	for _, v := range rules {
+		if rule, ok := v.(map[string]any); ok {
+			do(rule)
+		}
+	}
+}
+
+func refs(rule map[string]any) []map[string]any {
+	list, _ := rule["backendRefs"].([]any)
+	var out []map[string]any
+	for _, v := range list {
+		if ref, ok := v.(map[string]any); ok {
+			out = append(out, ref)
+		}
+	}
+	return out
+}
+
+// leads reports whether a reference is to a Service. Its group and kind may be left out.
+func leads(ref map[string]any, service string) bool {
+	kind, _ := ref["kind"].(string)
+	group, _ := ref["group"].(string)
+	_, elsewhere := ref["namespace"]
+	return ref["name"] == service && (kind == "" || kind == "Service") && group == "" && !elsewhere
+}
+
+func weightOf(ref map[string]any) int64 {
+	if w, ok := ref["weight"].(int64); ok {
+		return w
+	}
+	return 1
+}
+
+func weighted(ref map[string]any, weight int64) map[string]any {
+	out := map[string]any{}
+	for k, v := range ref {
+		out[k] = v
+	}
+	out["weight"] = weight
+	return out
+}
