@@ -65,7 +65,7 @@ func (c *Cluster) startContainerd(ctx context.Context) error {
 	if err := writeTemplate(c.path("cni", "10-bridge.conflist"), cniConfig, values); err != nil {
 		return err
 	}
-	if err := c.run("containerd", "containerd", "-c", c.path("containerd", "config.toml")); err != nil {
+	if err := c.run(ctx, "containerd", "containerd", "-c", c.path("containerd", "config.toml")); err != nil {
 		return err
 	}
 	err := c.until(ctx, "containerd answers", []string{"containerd"}, func(ctx context.Context) error {

@@ -28,7 +28,7 @@ rules:
 func (c *Cluster) startControlPlane(ctx context.Context) (*kube.Client, error) {
 	const etcd = "http://127.0.0.1:2379"
 	const peer = "http://127.0.0.1:2380"
-	if err := c.program("etcd", "--name="+c.Name, "--data-dir="+c.path("etcd"), "--log-level=warn",
+	if err := c.program(ctx, "etcd", "--name="+c.Name, "--data-dir="+c.path("etcd"), "--log-level=warn",
 		// Nothing here must survive a power cut, and the disk is shared with what is tested.
 		"--unsafe-no-fsync", "--listen-client-urls="+etcd, "--advertise-client-urls="+etcd, "--listen-peer-urls="+peer,
 		"--initial-advertise-peer-urls="+peer, "--initial-cluster="+c.Name+"="+peer); err != nil {
@@ -38,7 +38,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) (*kube.Client, error) {
 		return nil, err
 	}
 	pki := func(file string) string { return c.path("pki", file) }
-	if err := c.program("kube-apiserver", "--etcd-servers="+etcd, "--secure-port=6443", "--advertise-address="+c.slot.nodeIP(),
+	if err := c.program(ctx, "kube-apiserver", "--etcd-servers="+etcd, "--secure-port=6443", "--advertise-address="+c.slot.nodeIP(),
 		"--service-cluster-ip-range="+c.slot.services(), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
 		"--allow-privileged=true", "--profiling=false", "--cert-dir="+c.path("apiserver"),
 		"--client-ca-file="+pki("ca.crt"), "--tls-cert-file="+pki("apiserver.crt"), "--tls-private-key-file="+pki("apiserver.key"),
@@ -58,7 +58,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) (*kube.Client, error) {
 		return nil, err
 	}
 	admin := pki("admin.kubeconfig")
-	if err := c.program("kube-controller-manager", "--kubeconfig="+admin, "--authentication-kubeconfig="+admin, "--authorization-kubeconfig="+admin,
+	if err := c.program(ctx, "kube-controller-manager", "--kubeconfig="+admin, "--authentication-kubeconfig="+admin, "--authorization-kubeconfig="+admin,
 		// There is one of each; electing leaders and separate accounts would cost seconds of every start.
 		"--leader-elect=false", "--use-service-account-credentials=false", "--profiling=false", "--cert-dir="+c.path("manager"),
 		"--service-account-private-key-file="+pki("sa.key"), "--root-ca-file="+pki("ca.crt"),
@@ -68,7 +68,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) (*kube.Client, error) {
 		return nil, err
 	}
 	scheduler := pki("scheduler.kubeconfig")
-	if err := c.program("kube-scheduler", "--kubeconfig="+scheduler, "--authentication-kubeconfig="+scheduler,
+	if err := c.program(ctx, "kube-scheduler", "--kubeconfig="+scheduler, "--authentication-kubeconfig="+scheduler,
 		"--authorization-kubeconfig="+scheduler, "--leader-elect=false", "--profiling=false", "--cert-dir="+c.path("scheduler")); err != nil {
 		return nil, err
 	}
@@ -86,6 +86,6 @@ func (c *Cluster) startControlPlane(ctx context.Context) (*kube.Client, error) {
 }
 
 // program starts one of our own programs, under its own name.
-func (c *Cluster) program(name string, args ...string) error {
-	return c.run(name, c.programs.Path(name), args...)
+func (c *Cluster) program(ctx context.Context, name string, args ...string) error {
+	return c.run(ctx, name, c.programs.Path(name), args...)
 }

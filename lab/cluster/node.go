@@ -57,12 +57,12 @@ func (c *Cluster) startNode(ctx context.Context, client *kube.Client) error {
 	if err := writeTemplate(c.path("proxy.yaml"), proxyConfig, values); err != nil {
 		return err
 	}
-	if err := c.program("kubelet", "--config="+c.path("kubelet.yaml"), "--kubeconfig="+c.path("pki", "kubelet.kubeconfig"),
+	if err := c.program(ctx, "kubelet", "--config="+c.path("kubelet.yaml"), "--kubeconfig="+c.path("pki", "kubelet.kubeconfig"),
 		"--root-dir="+c.path("kubelet"), "--cert-dir="+c.path("kubelet", "pki"),
 		"--hostname-override="+c.slot.node(), "--node-ip="+c.slot.nodeIP()); err != nil {
 		return err
 	}
-	if err := c.program("kube-proxy", "--config="+c.path("proxy.yaml")); err != nil {
+	if err := c.program(ctx, "kube-proxy", "--config="+c.path("proxy.yaml")); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startDeadline)

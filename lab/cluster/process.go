@@ -34,13 +34,13 @@ type process struct {
 //
 // nsenter changes the network namespace only; `ip netns exec` would also mount a fresh /sys that hides the control
 // groups, and a mount namespace in which volumes stay private.
-func (c *Cluster) run(name, program string, args ...string) error {
+func (c *Cluster) run(ctx context.Context, name, program string, args ...string) error {
 	log, err := os.OpenFile(c.path("log", name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	command := exec.Command("nsenter", append([]string{"--net=/run/netns/" + c.slot.namespace(), program}, args...)...)
+	command := exec.CommandContext(context.WithoutCancel(ctx), "nsenter", append([]string{"--net=/run/netns/" + c.slot.namespace(), program}, args...)...)
 	command.Env = append(os.Environ(), c.mark())
 	command.Stdout, command.Stderr = log, log
 	command.Dir = c.dir()
@@ -49,7 +49,7 @@ func (c *Cluster) run(name, program string, args ...string) error {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
 	// A process of ours that ends while we live must not stay a zombie.
-	go command.Wait()
+	go func() { _ = command.Wait() }()
 	start, _, err := stat(command.Process.Pid)
 	if err != nil {
 		return fmt.Errorf("%s ended at once: %s", name, c.lastLog(name))
@@ -90,7 +90,7 @@ func (p process) kill() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	// From here on the descriptor names one process for good.
 	if !p.alive() {
 		return nil
@@ -113,7 +113,7 @@ func gone(ctx context.Context, all []process) error {
 				break
 			}
 			_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
-			unix.Close(fd)
+			_ = unix.Close(fd)
 			if err != nil && !errors.Is(err, unix.EINTR) {
 				return err
 			}

@@ -52,7 +52,7 @@ func (c *Cluster) startStorage(ctx context.Context, client *kube.Client) error {
 		return err
 	}
 	socket := c.path("kubelet", "plugins", "cow", "csi.sock")
-	if err := c.program("cowcsi", "--name="+Driver, "--pool="+c.pool(), "--node="+c.slot.node(), "--socket="+socket,
+	if err := c.program(ctx, "cowcsi", "--name="+Driver, "--pool="+c.pool(), "--node="+c.slot.node(), "--socket="+socket,
 		"--plugins="+c.path("kubelet", "plugins_registry")); err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (c *Cluster) startStorage(ctx context.Context, client *kube.Client) error {
 		"csi-snapshotter":     {"--csi-address=" + socket},
 		"snapshot-controller": nil,
 	} {
-		if err := c.program(name, append(args, admin, "--leader-election=false")...); err != nil {
+		if err := c.program(ctx, name, append(args, admin, "--leader-election=false")...); err != nil {
 			return err
 		}
 	}

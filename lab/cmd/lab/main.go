@@ -51,7 +51,7 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) == 0 {
-		return errors.New("give a command\n\n" + usage)
+		return fmt.Errorf("give a command\n\n%s", strings.TrimSpace(usage))
 	}
 	l, err := open(os.Stderr)
 	if err != nil {
@@ -81,7 +81,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		fmt.Fprint(out, usage)
 		return nil
 	}
-	return fmt.Errorf("there is no command %q\n\n%s", command, usage)
+	return fmt.Errorf("there is no command %q\n\n%s", command, strings.TrimSpace(usage))
 }
 
 func open(out io.Writer) (*cluster.Lab, error) {

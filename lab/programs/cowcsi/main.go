@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 		path   string
 	}{{driving, *socket}, {registering, filepath.Join(*plugins, *name+"-reg.sock")}}
 	for _, s := range servers {
-		l, err := listen(s.path)
+		l, err := listen(ctx, s.path)
 		if err != nil {
 			return err
 		}
@@ -82,14 +82,14 @@ func run(ctx context.Context, args []string) error {
 }
 
 // listen takes over a socket that an earlier run left behind.
-func listen(path string) (net.Listener, error) {
+func listen(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	return net.Listen("unix", path)
+	return new(net.ListenConfig).Listen(ctx, "unix", path)
 }
 
 // logged writes every call that changed something, or failed, to the log.

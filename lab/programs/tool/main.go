@@ -88,7 +88,7 @@ func serve(args []string) error {
 	server := &http.Server{Addr: ":8080", Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	context.AfterFunc(ctx, func() {
 		// Requests under way end before the pod does; the kubelet's own deadline stands behind this one.
-		server.Shutdown(context.WithoutCancel(ctx))
+		_ = server.Shutdown(context.WithoutCancel(ctx))
 	})
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
