@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -416,11 +417,14 @@ func (p *Platform) takeover(w wanted) ([]byte, error) {
 // established waits until a definition is in force.
 func (p *Platform) established(ctx context.Context, name string) error {
 	ref := manifest.Ref{Kind: "CustomResourceDefinition", Name: name}
-	if err := p.await(ctx, ref, func(s platform.State) bool { return s.Ready }); err != nil {
-		return err
+	within, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := p.await(within, ref, isReady)
+	if err != nil && ctx.Err() == nil && within.Err() != nil {
+		return fault.Newf(fault.Transient, "%s is not in force after a minute", ref)
 	}
 	p.kinds.forget()
-	return nil
+	return err
 }
 
 // changesOf tells what a record changed. A Secret's pre-image stays in the record.
