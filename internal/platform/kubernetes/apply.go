@@ -150,7 +150,7 @@ func (p *Platform) makeNamespaces(ctx context.Context, all []manifest.Object, ho
 		}
 	}
 	for _, n := range names {
-		_, err := p.dynamic.Resource(namespaces).Get(ctx, n, metav1.GetOptions{})
+		_, err := p.dynamic.Resource(namespaces()).Get(ctx, n, metav1.GetOptions{})
 		if err == nil || apierrors.IsForbidden(err) {
 			continue // who may not read namespaces works in one that was made for him
 		}
@@ -162,7 +162,7 @@ func (p *Platform) makeNamespaces(ctx context.Context, all []manifest.Object, ho
 		if delivery != "" {
 			label(o.Object, []string{"metadata", "labels"}, deliveryLabel, labelValue(delivery))
 		}
-		_, err = p.dynamic.Resource(namespaces).Create(ctx, o, metav1.CreateOptions{FieldManager: manager})
+		_, err = p.dynamic.Resource(namespaces()).Create(ctx, o, metav1.CreateOptions{FieldManager: manager})
 		if err != nil && !apierrors.IsAlreadyExists(err) {
 			return failed(err, "make namespace %s", n)
 		}
@@ -274,7 +274,7 @@ func (p *Platform) fit(ctx context.Context, w wanted) error {
 
 // autoscaled reports whether a HorizontalPodAutoscaler scales a workload.
 func (p *Platform) autoscaled(ctx context.Context, ref manifest.Ref) (bool, error) {
-	list, err := p.dynamic.Resource(autoscalers).Namespace(ref.Namespace).List(ctx, metav1.ListOptions{})
+	list, err := p.dynamic.Resource(autoscalers()).Namespace(ref.Namespace).List(ctx, metav1.ListOptions{})
 	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
 		return false, nil
 	}
@@ -302,7 +302,7 @@ func replicasOf(o *unstructured.Unstructured) (int64, bool) {
 // ownsReplicas reports whether the replicas are ours, or will be when the adopted managers' fields are.
 func ownsReplicas(o *unstructured.Unstructured, adopt []string) bool {
 	for _, m := range o.GetManagedFields() {
-		if (m.Manager == manager || slices.Contains(adopt, m.Manager)) && m.FieldsV1 != nil && strings.Contains(string(m.FieldsV1.Raw), `"f:replicas"`) {
+		if (m.Manager == manager || slices.Contains(adopt, m.Manager)) && m.FieldsV1 != nil && strings.Contains(m.FieldsV1.GetRawString(), `"f:replicas"`) {
 			return true
 		}
 	}
@@ -406,7 +406,7 @@ func (p *Platform) takeover(w wanted) ([]byte, error) {
 	}
 	from := sets.New(manager)
 	for _, m := range p.c.Adopt {
-		if !slices.Contains(partial, m) {
+		if !slices.Contains(partial(), m) {
 			from.Insert(m)
 		}
 	}

@@ -66,7 +66,7 @@ func fresh(t *testing.T) (*Platform, context.Context) {
 	empty(t, p, ns)
 	t.Cleanup(func() { empty(t, p, ns) })
 	o := objectOf(t, "{apiVersion: v1, kind: Namespace, metadata: {name: applied}}")
-	if _, err := p.dynamic.Resource(namespaces).Create(t.Context(), o, metav1.CreateOptions{}); err != nil {
+	if _, err := p.dynamic.Resource(namespaces()).Create(t.Context(), o, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return p, t.Context()
@@ -192,7 +192,7 @@ func managersOf(t *testing.T, p *Platform, ref manifest.Ref) map[string]string {
 	out := map[string]string{}
 	for _, m := range live.GetManagedFields() {
 		if m.Subresource != "status" && m.Manager != "kube-controller-manager" {
-			out[m.Manager+"/"+string(m.Operation)+"/"+m.Subresource] = string(m.FieldsV1.Raw)
+			out[m.Manager+"/"+string(m.Operation)+"/"+m.Subresource] = m.FieldsV1.GetRawString()
 		}
 	}
 	return out
@@ -202,7 +202,7 @@ func managersOf(t *testing.T, p *Platform, ref manifest.Ref) map[string]string {
 func TestConflict(t *testing.T) {
 	p, ctx := fresh(t)
 	by(t, p, "kubectl-client-side-apply", website+others)
-	r := p.dynamic.Resource(deployments).Namespace(ns)
+	r := p.dynamic.Resource(deployments()).Namespace(ns)
 	argo := objectOf(t, strings.Replace(website, "shop:1", "shop:9", 1))
 	if _, err := r.Apply(ctx, "web", argo, metav1.ApplyOptions{FieldManager: "argocd-controller", Force: true}); err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestOthersSince(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := p.dynamic.Resource(deployments).Namespace(ns)
+	r := p.dynamic.Resource(deployments()).Namespace(ns)
 	patch := []byte(`{"metadata":{"labels":{"team":"ops"},"annotations":{"note":"mine"}}}`)
 	if _, err := r.Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "kubectl-patch"}); err != nil {
 		t.Fatal(err)
@@ -244,7 +244,7 @@ func TestOthersSince(t *testing.T) {
 	if live.GetLabels()["team"] != "ops" || live.GetAnnotations()["note"] != "mine" || c[0].(map[string]any)["image"] != "shop:1" {
 		t.Errorf("labels %v, annotations %v, containers %v", live.GetLabels(), live.GetAnnotations(), c)
 	}
-	told, err := p.dynamic.Resource(events).Namespace(ns).List(ctx, metav1.ListOptions{FieldSelector: "reason=LeftAlone"})
+	told, err := p.dynamic.Resource(events()).Namespace(ns).List(ctx, metav1.ListOptions{FieldSelector: "reason=LeftAlone"})
 	if err != nil || len(told.Items) != 1 || !strings.HasSuffix(fmt.Sprint(told.Items[0].Object["message"]), "keep: metadata.labels.team") {
 		t.Errorf("it was not told: %v, %v", told, err)
 	}

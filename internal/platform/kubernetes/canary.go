@@ -206,7 +206,7 @@ func (p *Platform) startOne(ctx context.Context, rec *record, i int, o manifest.
 
 // canary returns the Deployment that stands beside another, nil where none does.
 func (p *Platform) canary(ctx context.Context, ref manifest.Ref) (*unstructured.Unstructured, error) {
-	list, err := p.dynamic.Resource(deployments).Namespace(ref.Namespace).List(ctx, metav1.ListOptions{LabelSelector: canaryOf + "=" + labelValue(ref.Name)})
+	list, err := p.dynamic.Resource(deployments()).Namespace(ref.Namespace).List(ctx, metav1.ListOptions{LabelSelector: canaryOf + "=" + labelValue(ref.Name)})
 	if err != nil {
 		return nil, failed(err, "look for a canary of %s", ref)
 	}
@@ -238,7 +238,7 @@ func (p *Platform) lead(ctx context.Context, stable, to *unstructured.Unstructur
 }
 
 func (p *Platform) setsOf(ctx context.Context, d *unstructured.Unstructured) ([]*unstructured.Unstructured, error) {
-	list, err := p.dynamic.Resource(replicaSets).Namespace(d.GetNamespace()).List(ctx, metav1.ListOptions{LabelSelector: selectorOf(d).String()})
+	list, err := p.dynamic.Resource(replicaSets()).Namespace(d.GetNamespace()).List(ctx, metav1.ListOptions{LabelSelector: selectorOf(d).String()})
 	if err != nil {
 		return nil, failed(err, "list the ReplicaSets of %s/%s", d.GetNamespace(), d.GetName())
 	}

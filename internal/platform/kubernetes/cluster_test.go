@@ -74,9 +74,9 @@ func empty(t *testing.T, p *Platform, namespace string) {
 	defer cancel()
 	now := int64(0)
 	// Pods that take their time to end would hold the namespace for as long.
-	err := p.dynamic.Resource(namespaces).Delete(ctx, namespace, metav1.DeleteOptions{})
+	err := p.dynamic.Resource(namespaces()).Delete(ctx, namespace, metav1.DeleteOptions{})
 	if err == nil {
-		err = p.dynamic.Resource(pods).Namespace(namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
+		err = p.dynamic.Resource(pods()).Namespace(namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		t.Fatal(err)

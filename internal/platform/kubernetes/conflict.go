@@ -16,11 +16,15 @@ import (
 
 // kubectls are the managers of kubectl, whose fields are taken over without being told to: a person's command is not a
 // controller that will set them again.
-var kubectls = []string{"kubectl-client-side-apply", "kubectl-create", "kubectl-replace", "kubectl", "kubectl-edit", "kubectl-patch", "kubectl-set",
-	"kubectl-scale", "kubectl-rollout", "kubectl-label", "kubectl-annotate", "kubectl-expose", "kubectl-autoscale", "before-first-apply"}
+func kubectls() []string {
+	return []string{"kubectl-client-side-apply", "kubectl-create", "kubectl-replace", "kubectl", "kubectl-edit", "kubectl-patch", "kubectl-set",
+		"kubectl-scale", "kubectl-rollout", "kubectl-label", "kubectl-annotate", "kubectl-expose", "kubectl-autoscale", "before-first-apply"}
+}
 
 // partial are those of them that own single fields beside a manifest. What they set and the manifest does not name stays.
-var partial = []string{"kubectl-edit", "kubectl-patch", "kubectl-set", "kubectl-scale", "kubectl-rollout", "kubectl-label", "kubectl-annotate"}
+func partial() []string {
+	return []string{"kubectl-edit", "kubectl-patch", "kubectl-set", "kubectl-scale", "kubectl-rollout", "kubectl-label", "kubectl-annotate"}
+}
 
 // conflict is a field that another manager owns with another value.
 type conflict struct{ field, manager string }

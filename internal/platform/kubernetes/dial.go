@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/httpstream"
+	"k8s.io/apimachinery/pkg/util/httpstream" //nolint:staticcheck // client-go dials with the type of this package
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
@@ -44,7 +44,7 @@ func (p *Platform) Dial(ctx context.Context, service manifest.Ref, port string) 
 	if len(s.Spec.Selector) == 0 {
 		return nil, fault.Newf(fault.Invalid, "Service %s has no selector, so it has no pods", service)
 	}
-	list, err := p.dynamic.Resource(pods).Namespace(service.Namespace).List(ctx, metav1.ListOptions{
+	list, err := p.dynamic.Resource(pods()).Namespace(service.Namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: labels.SelectorFromSet(s.Spec.Selector).String()})
 	if err != nil {
 		return nil, failed(err, "list the pods of Service %s", service)

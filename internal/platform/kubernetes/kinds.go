@@ -16,16 +16,21 @@ import (
 )
 
 // The resources that Sluice uses itself.
-var (
-	secrets     = schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
-	services    = schema.GroupVersionResource{Version: "v1", Resource: "services"}
-	namespaces  = schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}
-	pods        = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
-	events      = schema.GroupVersionResource{Version: "v1", Resource: "events"}
-	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
-	replicaSets = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"}
-	autoscalers = schema.GroupVersionResource{Group: "autoscaling", Version: "v2", Resource: "horizontalpodautoscalers"}
-)
+
+func secrets() schema.GroupVersionResource     { return builtin("", "v1", "secrets") }
+func services() schema.GroupVersionResource    { return builtin("", "v1", "services") }
+func namespaces() schema.GroupVersionResource  { return builtin("", "v1", "namespaces") }
+func pods() schema.GroupVersionResource        { return builtin("", "v1", "pods") }
+func events() schema.GroupVersionResource      { return builtin("", "v1", "events") }
+func deployments() schema.GroupVersionResource { return builtin("apps", "v1", "deployments") }
+func replicaSets() schema.GroupVersionResource { return builtin("apps", "v1", "replicasets") }
+func autoscalers() schema.GroupVersionResource {
+	return builtin("autoscaling", "v2", "horizontalpodautoscalers")
+}
+
+func builtin(group, version, resource string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: group, Version: version, Resource: resource}
+}
 
 // resource is a kind as the cluster serves it.
 type resource struct {

@@ -20,7 +20,7 @@ func (p *Platform) Logs(ctx context.Context, workload manifest.Ref, lines int, w
 	if err != nil {
 		return err
 	}
-	list, err := p.dynamic.Resource(pods).Namespace(workload.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selectorOf(o).String()})
+	list, err := p.dynamic.Resource(pods()).Namespace(workload.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selectorOf(o).String()})
 	if err != nil {
 		return failed(err, "list the pods of %s", workload)
 	}

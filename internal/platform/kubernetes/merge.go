@@ -7,7 +7,9 @@ import (
 )
 
 // required is what Sluice itself adds to the selectors of Services: a fence, a pinned version, a preview.
-var required = []string{openLabel, templateHash, trackLabel}
+func required() []string {
+	return []string{openLabel, templateHash, trackLabel}
+}
 
 // absent stands for a field that is not there.
 type absent struct{}
@@ -155,7 +157,7 @@ func own(o map[string]any) map[string]any {
 	spec, _ := out["spec"].(map[string]any)
 	if selector, ok := spec["selector"].(map[string]any); ok && o["kind"] == "Service" {
 		spec = without(spec, "selector")
-		spec["selector"] = without(selector, required...)
+		spec["selector"] = without(selector, required()...)
 		out["spec"] = spec
 	}
 	return out
@@ -221,7 +223,7 @@ func keepSelector(live, out map[string]any) {
 		return
 	}
 	selector = without(selector)
-	for _, k := range required {
+	for _, k := range required() {
 		if v, ok := has[k]; ok {
 			selector[k] = v
 		}

@@ -93,7 +93,7 @@ func connect(c Config, config *rest.Config) (*Platform, error) {
 	if p.c.Grace == 0 {
 		p.c.Grace = 2 * time.Minute
 	}
-	p.c.Adopt = slices.Concat(kubectls, c.Adopt)
+	p.c.Adopt = slices.Concat(kubectls(), c.Adopt)
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, fault.Newf(fault.Invalid, "the credentials of account %s cannot be used: %w", c.Account, err)
@@ -112,6 +112,6 @@ func connect(c Config, config *rest.Config) (*Platform, error) {
 		return nil, fault.Newf(fault.Invalid, "account %s: %w", c.Account, err)
 	}
 	p.kinds = &kinds{disco: disco}
-	p.journal = journal{p.dynamic.Resource(secrets)}
+	p.journal = journal{p.dynamic.Resource(secrets())}
 	return p, nil
 }

@@ -76,7 +76,7 @@ func TestConflicts(t *testing.T) {
 	if !reflect.DeepEqual(all, want) {
 		t.Fatalf("got %v", all)
 	}
-	p := &Platform{c: Config{Account: "prod", Adopt: kubectls}}
+	p := &Platform{c: Config{Account: "prod", Adopt: kubectls()}}
 	if p.adopted(all) || !p.adopted(all[1:]) {
 		t.Error("kubectl is adopted, and nobody else")
 	}

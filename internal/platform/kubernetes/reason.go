@@ -17,7 +17,9 @@ import (
 )
 
 // hopeless are the reasons for which a container waits that waiting does not cure.
-var hopeless = []string{"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CrashLoopBackOff"}
+func hopeless() []string {
+	return []string{"ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CrashLoopBackOff"}
+}
 
 // diagnosis is what is wrong with a pod.
 type diagnosis struct {
@@ -35,7 +37,7 @@ func diagnose(p *corev1.Pod, now time.Time, grace time.Duration) diagnosis {
 			continue
 		}
 		d := diagnosis{reason: s.State.Waiting.Reason, message: fmt.Sprintf("pod %s: container %s: %s", p.Name, s.Name, s.State.Waiting.Message)}
-		d.failed = slices.Contains(hopeless, d.reason)
+		d.failed = slices.Contains(hopeless(), d.reason)
 		if d.reason == "CrashLoopBackOff" {
 			d.container, d.previous = s.Name, true
 			if t := s.LastTerminationState.Terminated; t != nil {
@@ -112,7 +114,7 @@ func (w *watcher) jobFailed(ctx context.Context, s *platform.State, all []*corev
 
 // eventsOf returns the warnings that the cluster has written about a pod, the last ones last.
 func (p *Platform) eventsOf(ctx context.Context, pod *corev1.Pod) []string {
-	list, err := p.dynamic.Resource(events).Namespace(pod.Namespace).List(ctx, metav1.ListOptions{
+	list, err := p.dynamic.Resource(events()).Namespace(pod.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.Set{"involvedObject.uid": string(pod.UID), "type": "Warning"}.String(), Limit: 20})
 	if err != nil {
 		return nil // an explanation that cannot be had does not hide the failure
@@ -152,7 +154,7 @@ func (p *Platform) event(ctx context.Context, o *unstructured.Unstructured, reas
 			"uid": string(o.GetUID())},
 		"source": map[string]any{"component": manager}, "firstTimestamp": now, "lastTimestamp": now, "count": int64(1),
 	}}
-	if _, err := p.dynamic.Resource(events).Namespace(namespace).Create(ctx, e, metav1.CreateOptions{FieldManager: manager}); err != nil {
+	if _, err := p.dynamic.Resource(events()).Namespace(namespace).Create(ctx, e, metav1.CreateOptions{FieldManager: manager}); err != nil {
 		p.log.Debug("an event cannot be written", "error", err)
 	}
 }

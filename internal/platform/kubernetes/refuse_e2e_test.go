@@ -115,7 +115,7 @@ func TestBigPreImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := p.dynamic.Resource(secrets).Namespace(ns).List(ctx, metav1.ListOptions{LabelSelector: journalLabel + "=true," + deliveryLabel + "=d1"})
+	list, err := p.dynamic.Resource(secrets()).Namespace(ns).List(ctx, metav1.ListOptions{LabelSelector: journalLabel + "=true," + deliveryLabel + "=d1"})
 	if err != nil {
 		t.Fatal(err)
 	}

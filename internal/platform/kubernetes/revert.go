@@ -119,11 +119,13 @@ func (p *Platform) revert(ctx context.Context, e entry) error {
 }
 
 // kept are the kinds that stay even though a delivery made them: what they hold is more than the delivery.
-var kept = []string{"Namespace", "CustomResourceDefinition", "PersistentVolumeClaim", "PersistentVolume"}
+func kept() []string {
+	return []string{"Namespace", "CustomResourceDefinition", "PersistentVolumeClaim", "PersistentVolume"}
+}
 
 // remove deletes what a change created, unless it is no longer what was created.
 func (p *Platform) remove(ctx context.Context, in dynamic.ResourceInterface, e entry, live *unstructured.Unstructured) error {
-	if slices.Contains(kept, e.Ref.Kind) {
+	if slices.Contains(kept(), e.Ref.Kind) {
 		return nil
 	}
 	after := &unstructured.Unstructured{Object: e.After}

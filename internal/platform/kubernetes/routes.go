@@ -72,13 +72,13 @@ func (p *Platform) makeServices(ctx context.Context, e entry, canary manifest.Ob
 		}
 		spec, _, _ := unstructured.NestedMap(live.Object, "spec")
 		selector, _ := spec["selector"].(map[string]any)
-		selector = without(selector, required...)
+		selector = without(selector, required()...)
 		selector[trackLabel] = string(platform.Canary)
 		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Service",
 			"metadata": map[string]any{"namespace": e.Ref.Namespace, "name": own,
 				"labels": map[string]any{canaryOf: labelValue(e.Ref.Name), deliveryLabel: canary.GetLabels()[deliveryLabel]}},
 			"spec": map[string]any{"selector": selector, "ports": portsOf(spec)}}}
-		in := p.dynamic.Resource(services).Namespace(e.Ref.Namespace)
+		in := p.dynamic.Resource(services()).Namespace(e.Ref.Namespace)
 		_, err = in.Create(ctx, o, metav1.CreateOptions{FieldManager: manager})
 		if apierrors.IsAlreadyExists(err) {
 			there, readErr := in.Get(ctx, own, metav1.GetOptions{})
@@ -108,7 +108,7 @@ func portsOf(spec map[string]any) []any {
 
 // deleteServices deletes the Services that lead to a canary alone.
 func (p *Platform) deleteServices(ctx context.Context, s shifted) error {
-	in := p.dynamic.Resource(services).Namespace(s.ref.Namespace)
+	in := p.dynamic.Resource(services()).Namespace(s.ref.Namespace)
 	for _, own := range s.start.Canaries {
 		live, err := in.Get(ctx, own, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) || err == nil && live.GetLabels()[canaryOf] != labelValue(s.ref.Name) {

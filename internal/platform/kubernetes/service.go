@@ -81,7 +81,7 @@ func pointer(parts ...string) string {
 // require makes a Service require a label of its pods, or, with no value, no longer. It is a patch and no apply, because a
 // selector is one field for whoever applies it.
 func (p *Platform) require(ctx context.Context, service manifest.Ref, key, value string) error {
-	in := p.dynamic.Resource(services).Namespace(service.Namespace)
+	in := p.dynamic.Resource(services()).Namespace(service.Namespace)
 	return p.patch(ctx, in, service, func(live *unstructured.Unstructured) ([]operation, error) {
 		selector, ok, err := unstructured.NestedStringMap(live.Object, "spec", "selector")
 		if err != nil || !ok || len(selector) == 0 {
@@ -114,10 +114,10 @@ func disown(live *unstructured.Unstructured) []operation {
 
 // patch changes a live object by a JSON patch that holds only while the object is as it was read.
 func (p *Platform) patch(ctx context.Context, in dynamic.ResourceInterface, ref manifest.Ref,
-	change func(*unstructured.Unstructured) ([]operation, error), subresources ...string) error {
+	change func(*unstructured.Unstructured) ([]operation, error)) error {
 	var last error
 	for range attempts {
-		live, err := in.Get(ctx, ref.Name, metav1.GetOptions{}, subresources...)
+		live, err := in.Get(ctx, ref.Name, metav1.GetOptions{})
 		if err != nil {
 			return failed(err, "read %s", ref)
 		}
@@ -130,7 +130,7 @@ func (p *Platform) patch(ctx context.Context, in dynamic.ResourceInterface, ref 
 		if err != nil {
 			return err
 		}
-		_, err = in.Patch(ctx, ref.Name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: manager}, subresources...)
+		_, err = in.Patch(ctx, ref.Name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: manager})
 		if err == nil {
 			return nil
 		}
@@ -148,7 +148,7 @@ func (p *Platform) patch(ctx context.Context, in dynamic.ResourceInterface, ref 
 // servicesOf returns the Services that lead to pods of these labels: those for everybody, and those for the version without
 // traffic only.
 func (p *Platform) servicesOf(ctx context.Context, namespace string, podLabels map[string]string) (all, previews []manifest.Ref, err error) {
-	list, err := p.dynamic.Resource(services).Namespace(namespace).List(ctx, metav1.ListOptions{})
+	list, err := p.dynamic.Resource(services()).Namespace(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, nil, failed(err, "list the Services of namespace %s", namespace)
 	}
@@ -157,7 +157,7 @@ func (p *Platform) servicesOf(ctx context.Context, namespace string, podLabels m
 			continue // it was made for a canary, and goes with it
 		}
 		selector, _, _ := unstructured.NestedMap(s.Object, "spec", "selector")
-		selector = without(selector, required...)
+		selector = without(selector, required()...)
 		if len(selector) == 0 {
 			continue
 		}

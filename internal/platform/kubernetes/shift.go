@@ -234,7 +234,7 @@ func (p *Platform) endCanary(ctx context.Context, s shifted) error {
 	if err := p.deleteServices(ctx, s); err != nil {
 		return err
 	}
-	in := p.dynamic.Resource(deployments).Namespace(s.ref.Namespace)
+	in := p.dynamic.Resource(deployments()).Namespace(s.ref.Namespace)
 	if err := p.deleteLive(ctx, in, s.canary); err != nil {
 		return failed(err, "delete %s", s.canaryRef())
 	}

@@ -37,7 +37,7 @@ func (w *watcher) present(ctx context.Context, ref manifest.Ref) (platform.State
 		return s, wait
 	}
 	// A canary belongs to the Deployment that it stands beside: both serve, and both must be ready.
-	for _, c := range w.list(source{deployments, namespace, "", canaryOf + "=" + labelValue(ref.Name)}) {
+	for _, c := range w.list(source{deployments(), namespace, "", canaryOf + "=" + labelValue(ref.Name)}) {
 		t, soon := w.one(ctx, manifest.Ref{Kind: "Deployment", Namespace: namespace, Name: c.GetName()}, c)
 		s.Ready = s.Ready && t.Ready && c.GetDeletionTimestamp() == nil
 		s.Stopped = s.Stopped && t.Stopped
@@ -121,6 +121,7 @@ func computed(ref manifest.Ref, o *unstructured.Unstructured) platform.State {
 		}
 	case status.FailedStatus:
 		s.Failed = true
+	default:
 	}
 	if ref.Kind == "PersistentVolumeClaim" {
 		// A claim may wait for its first consumer, and nobody who waits for it would ever be one.
@@ -192,7 +193,7 @@ func selectorOf(o *unstructured.Unstructured) labels.Selector {
 func (w *watcher) podsOf(ref manifest.Ref, o *unstructured.Unstructured) []*corev1.Pod {
 	owners := map[types.UID]bool{o.GetUID(): true}
 	if ref.Kind == "Deployment" {
-		for _, rs := range w.list(source{replicaSets, o.GetNamespace(), "", ""}) {
+		for _, rs := range w.list(source{replicaSets(), o.GetNamespace(), "", ""}) {
 			if owned(rs.GetOwnerReferences(), owners) {
 				owners[rs.GetUID()] = true
 			}
@@ -200,7 +201,7 @@ func (w *watcher) podsOf(ref manifest.Ref, o *unstructured.Unstructured) []*core
 	}
 	selector := selectorOf(o)
 	var out []*corev1.Pod
-	for _, u := range w.list(source{pods, o.GetNamespace(), "", ""}) {
+	for _, u := range w.list(source{pods(), o.GetNamespace(), "", ""}) {
 		if !selector.Matches(labels.Set(u.GetLabels())) || !owned(u.GetOwnerReferences(), owners) {
 			continue
 		}
@@ -222,7 +223,7 @@ func (w *watcher) current(ref manifest.Ref, o *unstructured.Unstructured, all []
 	label, value := "", ""
 	switch ref.Kind {
 	case "Deployment":
-		if rs := newest(o, w.list(source{replicaSets, o.GetNamespace(), "", ""})); rs != nil {
+		if rs := newest(o, w.list(source{replicaSets(), o.GetNamespace(), "", ""})); rs != nil {
 			label, value = templateHash, rs.GetLabels()[templateHash]
 		}
 	case "StatefulSet":

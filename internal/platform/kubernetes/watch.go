@@ -106,12 +106,12 @@ func (w *watcher) follow(ctx context.Context, r resource, ref manifest.Ref) {
 	if templateOf(ref.Kind) == nil {
 		return
 	}
-	w.watch(ctx, source{pods, namespace, "", ""})
+	w.watch(ctx, source{pods(), namespace, "", ""})
 	if ref.Kind == "Deployment" {
-		w.watch(ctx, source{replicaSets, namespace, "", ""})
+		w.watch(ctx, source{replicaSets(), namespace, "", ""})
 	}
 	if ref.Kind == "Deployment" && w.canaries {
-		w.watch(ctx, source{deployments, namespace, "", canaryOf + "=" + labelValue(ref.Name)})
+		w.watch(ctx, source{deployments(), namespace, "", canaryOf + "=" + labelValue(ref.Name)})
 	}
 }
 
