@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -86,6 +87,8 @@ func (c *client) once(ctx context.Context, r *reply, method, path string, body [
 	if err != nil {
 		return err
 	}
+	// An order has an id; the transport may send it again where the server closed an idle connection in the same moment.
+	req.Header.Set("Idempotency-Key", path+" "+strconv.Itoa(r.Tries))
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return err
