@@ -25,6 +25,7 @@ func commands() []command {
 		{"web", "serve the shop", web},
 		{"seed", "fill an empty shop, and begin its ledger", seed},
 		{"migrate", "bring the data to the next release", migrate},
+		{"damages", "tell what migrate --damage does with a seed", damages},
 		{"load", "place and read orders, and keep the ledger of what was acknowledged", load},
 		{"check", "hold the database against the ledger", check},
 		{"test", "place and read orders, as a test of a release", test},

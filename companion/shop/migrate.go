@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 )
 
-// damage is what a bad migration has done to one document. Only tests read it; whoever verifies the data must find it
-// out alone.
+// damage is what a bad migration does to one document. Only tests read it; whoever verifies the data must find it out
+// alone.
 type damage struct {
 	Collection string `json:"collection"`
 	ID         string `json:"id"`
@@ -25,7 +24,7 @@ type damage struct {
 // migrate brings the data to release 2: it notes the release in a collection of its own, which the contract names.
 // With --damage it also does what careless migrations do, and notices nothing.
 func migrate(ctx context.Context, args []string, out io.Writer) error {
-	var database, injected string
+	var database string
 	var harm bool
 	var number uint64
 	var orders int
@@ -34,7 +33,6 @@ func migrate(ctx context.Context, args []string, out io.Writer) error {
 	f.BoolVar(&harm, "damage", false, "damage some documents without a word")
 	f.Uint64Var(&number, "seed", 1, "chooses the damaged documents")
 	f.IntVar(&orders, "orders", 10000, "the damaged orders are among so many first ones")
-	f.StringVar(&injected, "injected", "", "file for the list of what was damaged, for tests")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -49,11 +47,7 @@ func migrate(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("note the release: %w", err)
 	}
 	if harm {
-		done, err := harmed(ctx, s, rand.New(rand.NewPCG(number, 2)), orders)
-		if err != nil {
-			return err
-		}
-		if err := writeInjected(injected, done); err != nil {
+		if err := s.harm(ctx, choose(number, orders)); err != nil {
 			return err
 		}
 	}
@@ -61,22 +55,33 @@ func migrate(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-func writeInjected(path string, all []damage) error {
-	if path == "" {
-		return nil
-	}
-	body, err := json.Marshal(all)
-	if err != nil {
+// damages prints what migrate --damage does with a seed, for tests that look whether it was all found.
+func damages(_ context.Context, args []string, out io.Writer) error {
+	var number uint64
+	var orders int
+	f := flag.NewFlagSet("shop damages", flag.ContinueOnError)
+	f.Uint64Var(&number, "seed", 1, "of the migration")
+	f.IntVar(&orders, "orders", 10000, "of the migration")
+	if err := f.Parse(args); err != nil {
 		return err
 	}
-	return os.WriteFile(path, body, 0o600)
+	return json.NewEncoder(out).Encode(choose(number, orders).list())
 }
 
-// harmed shifts an even number of times by an hour (which XORs of row hashes cancel out of sight more easily than an odd
-// one), swaps two customers' e-mails (which sums of a column do not see), drops one order, and turns one integer into a
-// string.
-func harmed(ctx context.Context, s *store, r *rand.Rand, orders int) ([]damage, error) {
-	shifted := 2 + 2*r.IntN(3)
+// chosen are the documents that a bad migration damages. They depend on the seed and on the number of orders alone.
+type chosen struct {
+	shifted []string // orders, an even number
+	gone    string   // order
+	typed   string   // order
+	swapped [2]Customer
+}
+
+// choose picks what XORs of row hashes cancel out of sight more easily than an odd number (times shifted by an hour), what
+// sums of a column do not see (two e-mails swapped), an order to drop, and one whose integer becomes a string.
+func choose(seed uint64, orders int) chosen {
+	r := rand.New(rand.NewPCG(seed, 2))
+	var c chosen
+	n := 2 + 2*r.IntN(3)
 	picked := map[int]bool{}
 	pick := func(below int) int {
 		for {
@@ -86,39 +91,52 @@ func harmed(ctx context.Context, s *store, r *rand.Rand, orders int) ([]damage, 
 			}
 		}
 	}
+	for range n {
+		c.shifted = append(c.shifted, seededID(pick(orders)))
+	}
+	c.gone, c.typed = seededID(pick(orders)), seededID(pick(orders))
+	clear(picked)
+	c.swapped = [2]Customer{someCustomer(pick(customers)), someCustomer(pick(customers))}
+	return c
+}
+
+// list is what the damage comes to.
+func (c chosen) list() []damage {
 	var all []damage
-	for range shifted {
-		o, err := s.read(ctx, seededID(pick(orders)))
+	for _, id := range c.shifted {
+		all = append(all, damage{"orders", id, "placedAt"})
+	}
+	return append(all, damage{"orders", c.gone, ""}, damage{"orders", c.typed, "quantity"},
+		damage{"customers", c.swapped[0].ID, "email"}, damage{"customers", c.swapped[1].ID, "email"})
+}
+
+// harm does it.
+func (s *store) harm(ctx context.Context, c chosen) error {
+	for _, id := range c.shifted {
+		o, err := s.read(ctx, id)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if err := s.set(ctx, "orders", o.ID, "placedAt", o.PlacedAt.Add(time.Hour)); err != nil {
-			return nil, err
+		if err := s.set(ctx, "orders", id, "placedAt", o.PlacedAt.Add(time.Hour)); err != nil {
+			return err
 		}
-		all = append(all, damage{"orders", o.ID, "placedAt"})
 	}
-	gone := seededID(pick(orders))
-	if _, err := s.orders.DeleteOne(ctx, bson.D{{Key: "_id", Value: gone}}); err != nil {
-		return nil, err
+	if _, err := s.orders.DeleteOne(ctx, bson.D{{Key: "_id", Value: c.gone}}); err != nil {
+		return err
 	}
-	all = append(all, damage{"orders", gone, ""})
-	o, err := s.read(ctx, seededID(pick(orders)))
+	o, err := s.read(ctx, c.typed)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.set(ctx, "orders", o.ID, "quantity", fmt.Sprint(o.Quantity)); err != nil {
-		return nil, err
+		return err
 	}
-	all = append(all, damage{"orders", o.ID, "quantity"})
-	clear(picked)
-	a, b := someCustomer(pick(customers)), someCustomer(pick(customers))
-	for _, c := range [][2]Customer{{a, b}, {b, a}} {
-		if err := s.set(ctx, "customers", c[0].ID, "email", c[1].Email); err != nil {
-			return nil, err
+	for i, to := range c.swapped {
+		if err := s.set(ctx, "customers", to.ID, "email", c.swapped[1-i].Email); err != nil {
+			return err
 		}
-		all = append(all, damage{"customers", c[0].ID, "email"})
 	}
-	return all, nil
+	return nil
 }
 
 func (s *store) set(ctx context.Context, collection, id, field string, v any) error {

@@ -5,8 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -69,7 +72,7 @@ func shopOn(t *testing.T, database string, failing int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	web := httptest.NewServer((&shop{store: s, release: "1", failing: failing}).handler())
+	web := httptest.NewServer(counted((&shop{store: s, release: "1", failing: failing}).handler()))
 	t.Cleanup(func() { web.Close(); s.close() })
 	return web.URL
 }
@@ -144,15 +147,11 @@ func TestFence(t *testing.T) {
 // TestDamage has the checker find every damage of a bad migration.
 func TestDamage(t *testing.T) {
 	s := newServer(t)
-	ledger, injected := filepath.Join(t.TempDir(), "ledger"), filepath.Join(t.TempDir(), "injected")
+	ledger := filepath.Join(t.TempDir(), "ledger")
 	mustRun(t, "seed", "--database", s.url(), "--ledger", ledger, "--orders", "300")
-	mustRun(t, "migrate", "--database", s.url(), "--damage", "--seed", "5", "--orders", "300", "--injected", injected)
-	body, err := os.ReadFile(injected)
-	if err != nil {
-		t.Fatal(err)
-	}
+	mustRun(t, "migrate", "--database", s.url(), "--damage", "--seed", "5", "--orders", "300")
 	var all []damage
-	if err := json.Unmarshal(body, &all); err != nil {
+	if err := json.Unmarshal([]byte(mustRun(t, "damages", "--seed", "5", "--orders", "300")), &all); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
@@ -211,7 +210,31 @@ func TestFaultyRelease(t *testing.T) {
 	if failed == 0 {
 		t.Error("nothing failed")
 	}
+	if n := counter(t, url, `shop_requests_total{code="500"}`); n != fmt.Sprint(failed) {
+		t.Errorf("%s failed requests are counted, %d were seen", n, failed)
+	}
 	mustRun(t, "check", "--url", s.url(), "--ledger", ledger)
+}
+
+// counter reads a counter as Prometheus would.
+func counter(t *testing.T, url, name string) string {
+	t.Helper()
+	r, err := http.Get(url + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(body)) {
+		if v, ok := strings.CutPrefix(line, name+" "); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	t.Fatalf("there is no %s in\n%s", name, body)
+	return ""
 }
 
 func TestLedgerEnds(t *testing.T) {

@@ -45,7 +45,7 @@ func web(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	fmt.Fprintf(out, "shop %s listening on %s\n", s.release, l.Addr())
-	return serve(ctx, l, s.handler())
+	return serve(ctx, l, counted(s.handler()))
 }
 
 // serve answers until ctx ends, and then finishes what it has begun.

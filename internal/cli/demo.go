@@ -17,6 +17,7 @@ import (
 
 func (a *app) demo() *cobra.Command {
 	var o demo.Options
+	var at demo.Clusters
 	c := &cobra.Command{
 		Use:   "demo",
 		Short: "Show three deliveries of a database upgrade on this machine",
@@ -25,6 +26,7 @@ deploy file: a migration that damages data is stopped at the gate in staging, a 
 together with the database and everything that was ordered meanwhile, and a good one is promoted.
 
 It needs no root and no account, keeps everything in one temporary directory, and ends everything that it started.
+With the kubeconfig files of two clusters it plays there, with pods and snapshots; make demo-kubernetes makes two.
 Exit code 1 where a delivery ended otherwise than it had to.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -34,6 +36,9 @@ Exit code 1 where a delivery ended otherwise than it had to.`,
 			}
 			if !c.Flags().Changed("seed") {
 				o.Seed = someSeed()
+			}
+			if at != (demo.Clusters{}) {
+				o.Clusters = &at
 			}
 			o.Self, o.Out, o.Width = []string{self}, a.out, a.terminal()
 			o.Compile = func(file string) (delivery.Spec, error) { return Compile(a.errs, file) }
@@ -46,6 +51,9 @@ Exit code 1 where a delivery ended otherwise than it had to.`,
 	c.Flags().BoolVar(&o.Keep, "keep", false, "leave everything running at the end, until Ctrl-C")
 	c.Flags().Uint64Var(&o.Seed, "seed", 0, "`number` that chooses the damaged orders (default a random one)")
 	c.Flags().StringVar(&o.Dir, "dir", "", "keep everything in this `directory`, and leave it there")
+	c.Flags().StringVar(&at.Production, "production-kubeconfig", "", "play on clusters: production's kubeconfig `file`")
+	c.Flags().StringVar(&at.Staging, "staging-kubeconfig", "", "play on clusters: staging's kubeconfig `file`")
+	c.MarkFlagsRequiredTogether("production-kubeconfig", "staging-kubeconfig")
 	return c
 }
 

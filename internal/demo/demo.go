@@ -24,6 +24,7 @@ type Options struct {
 	Seed     uint64        // chooses the orders that the first delivery damages
 	Orders   int           // of the shop when it opens; 0 is DefaultOrders
 	Patience time.Duration // how long one delivery may take; 0 is DefaultPatience
+	Clusters *Clusters     // where it plays; nil means on this machine
 	Keep     bool          // leave everything running at the end until ctx ends
 	Out      io.Writer
 	Width    int                                            // of the terminal behind Out, 0 where it is none
@@ -45,11 +46,19 @@ func (o *Options) complete() {
 	}
 }
 
+func newStage(o Options, p programs, v *view) *stage {
+	st := &stage{o: o, programs: p, view: v, site: &machine{o: o, programs: p}}
+	if o.Clusters != nil {
+		st.site = &clusters{at: *o.Clusters}
+	}
+	return st
+}
+
 // Run plays the demo. The error says which delivery ended otherwise than it had to; everything that was started has ended
 // when Run returns, whatever happened.
 func Run(ctx context.Context, o Options) (err error) {
 	o.complete()
-	programs, err := companions()
+	programs, err := o.companions()
 	if err != nil {
 		return err
 	}
@@ -58,7 +67,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return fmt.Errorf("the directory of the demo: %w", err)
 	}
 	v := &view{out: o.Out, width: o.Width}
-	st := &stage{o: o, programs: programs, view: v}
+	st := newStage(o, programs, v)
 	defer func() {
 		v.end()
 		if e := st.stop(context.WithoutCancel(ctx)); err == nil {
@@ -125,8 +134,13 @@ func play(ctx context.Context, st *stage) error {
 // programs are the companions by name.
 type programs map[string]string
 
-// companions finds the programs that the demo needs: beside this program, else where $SLUICE_COMPANIONS says.
-func companions() (programs, error) {
+// companions finds the programs that the demo needs: beside this program, else where $SLUICE_COMPANIONS says. Clusters have
+// all but the shop in images.
+func (o Options) companions() (programs, error) {
+	needed := []string{"shop", "ferretdb-a", "ferretdb-b", "prometheus"}
+	if o.Clusters != nil {
+		needed = needed[:1]
+	}
 	var places []string
 	if self, err := os.Executable(); err == nil {
 		places = append(places, filepath.Dir(self))
@@ -136,7 +150,7 @@ func companions() (programs, error) {
 	}
 	found := programs{}
 	var missing []string
-	for _, name := range []string{"shop", "ferretdb-a", "ferretdb-b", "prometheus"} {
+	for _, name := range needed {
 		for _, p := range places {
 			path, err := filepath.Abs(filepath.Join(p, name))
 			if err != nil {

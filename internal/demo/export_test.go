@@ -13,13 +13,13 @@ import (
 // Gate starts one production and has the gate in staging judge a damaging migration per seed. Compile must make
 // deliveries that stop short of production. each is told whether what was reported is exactly what was done.
 func Gate(ctx context.Context, o Options, seeds []uint64, each func(seed uint64, rows int, err error)) (err error) {
-	programs, err := companions()
+	programs, err := o.companions()
 	if err != nil {
 		return err
 	}
 	o.complete()
 	o.Out = io.Discard
-	st := &stage{o: o, programs: programs, view: &view{out: o.Out}}
+	st := newStage(o, programs, &view{out: o.Out})
 	defer func() { err = errors.Join(err, st.stop(context.WithoutCancel(ctx))) }()
 	if err := st.start(ctx); err != nil {
 		return err
@@ -52,7 +52,7 @@ func (st *stage) gate(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	done, err := st.injected()
+	done, err := st.injected(ctx)
 	if err != nil {
 		return 0, err
 	}

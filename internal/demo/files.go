@@ -20,7 +20,7 @@ type release struct {
 	database, shop, migration string
 }
 
-// The images. What each means on this machine stands in sluice.yaml.
+// The images. What each means on this machine stands in sluice.yaml; in a cluster they are images.
 const (
 	oldDatabase   = "ferretdb:1.17"
 	newDatabase   = "ferretdb:1.24"
@@ -31,28 +31,11 @@ const (
 	badMigration  = "shop-migration:2-rc1"
 )
 
-// images maps the images to commands.
-func (st *stage) images() map[string][]string {
-	shop := st.programs["shop"]
-	return map[string][]string{
-		oldDatabase:    {st.programs["ferretdb-a"]},
-		newDatabase:    {st.programs["ferretdb-b"]},
-		shop1:          {shop, "web", "--release", "1"},
-		shop2Faulty:    {shop, "web", "--release", "2-rc1", "--fail-percent", "40"},
-		shop2:          {shop, "web", "--release", "2"},
-		goodMigration:  {shop, "migrate"},
-		badMigration:   {shop, "migrate", "--damage", "--orders", fmt.Sprint(st.o.Orders), "--injected", st.injectedFile()},
-		"shop-tests:1": {shop, "test"},
-	}
-}
-
 // writeConfig writes sluice.yaml.
 func (st *stage) writeConfig() error {
-	body, err := yaml.Marshal(map[string]any{
-		"accounts":        map[string]any{account: map[string]any{"kind": "local", "directory": st.nodeDir()}},
-		"metricProviders": map[string]any{"prometheus": map[string]any{"url": st.prometheusURL}},
-		"images":          st.images(),
-	})
+	c := st.site.config()
+	c["metricProviders"] = map[string]any{"prometheus": map[string]any{"url": st.prometheusURL}}
+	body, err := yaml.Marshal(c)
 	if err != nil {
 		return err
 	}
@@ -76,7 +59,10 @@ func (st *stage) filled(name string, r release) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []byte(strings.NewReplacer("$(DIR)", st.o.Dir, "$(DATABASE)", r.database, "$(SHOP)", r.shop, "$(MIGRATION)", r.migration, "$(SEED)", fmt.Sprint(st.o.Seed)).Replace(string(body))), nil
+	w := st.site.words()
+	return []byte(strings.NewReplacer("$(DIR)", st.o.Dir, "$(DATABASE)", r.database, "$(SHOP)", r.shop, "$(MIGRATION)", r.migration,
+		"$(SEED)", fmt.Sprint(st.o.Seed), "$(ORDERS)", fmt.Sprint(st.o.Orders),
+		"$(STAGING)", w.staging, "$(PRODUCTION)", w.production, "$(REQUESTS)", w.requests).Replace(string(body))), nil
 }
 
 // checkOut puts the manifests of a release where the deploy file looks for them, as checking out a commit does.
@@ -89,10 +75,10 @@ func (st *stage) checkOut(r release) error {
 	return nil
 }
 
-// production returns the objects that run before the first delivery.
-func (st *stage) production() ([]manifest.Object, error) {
+// objects returns the objects of some of the files, for the release that runs before the first delivery.
+func (st *stage) objects(names ...string) ([]manifest.Object, error) {
 	var all []manifest.Object
-	for _, name := range []string{"database.yaml", "shop.yaml"} {
+	for _, name := range names {
 		body, err := st.filled(name, release{database: oldDatabase, shop: shop1})
 		if err != nil {
 			return nil, err
@@ -109,7 +95,5 @@ func (st *stage) production() ([]manifest.Object, error) {
 func (st *stage) deployFile() string   { return filepath.Join(st.o.Dir, "deploy.yaml") }
 func (st *stage) configFile() string   { return filepath.Join(st.o.Dir, "sluice.yaml") }
 func (st *stage) dataDir() string      { return filepath.Join(st.o.Dir, "data") }
-func (st *stage) nodeDir() string      { return filepath.Join(st.o.Dir, "node") }
 func (st *stage) ledgerFile() string   { return filepath.Join(st.o.Dir, "ledger") }
 func (st *stage) requestsFile() string { return filepath.Join(st.o.Dir, "requests") }
-func (st *stage) injectedFile() string { return filepath.Join(st.o.Dir, "injected") }

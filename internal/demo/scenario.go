@@ -214,7 +214,7 @@ func (r *result) served() error {
 }
 
 // stopped expects that the gate in staging has stopped the delivery and named exactly what was damaged.
-func stopped(_ context.Context, st *stage, r *result) error {
+func stopped(ctx context.Context, st *stage, r *result) error {
 	r.ended = "ended otherwise"
 	n, s := r.node(plan.KindVerifyData, "staging")
 	if s.Verdict != delivery.Fail {
@@ -228,7 +228,7 @@ func stopped(_ context.Context, st *stage, r *result) error {
 		return err
 	}
 	st.view.differences(all)
-	done, err := st.injected()
+	done, err := st.injected(ctx)
 	if err != nil {
 		return err
 	}

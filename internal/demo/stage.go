@@ -14,25 +14,20 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
-	"github.com/sluice-cd/sluice/internal/platform/local"
 	"github.com/sluice-cd/sluice/internal/server"
 	"github.com/sluice-cd/sluice/internal/step"
 )
 
-// Where production runs.
-const (
-	account   = "local"
-	namespace = "production"
-)
+// namespace is where production runs, on whatever site.
+const namespace = "production"
 
-// stage is what the play runs on: production on a local node, and beside it those who watch it from outside.
+// stage is what the play runs on: production on its site, and beside it those who watch it from outside.
 type stage struct {
 	o             Options
 	programs      programs
 	view          *view
-	node          *local.Platform
+	site          site
 	server        *server.Client
-	prometheus    *child
 	load          *child
 	prometheusURL string
 	shopURL       string
@@ -48,13 +43,11 @@ func ref(kind, name string) manifest.Ref {
 func (st *stage) start(ctx context.Context) error {
 	v := st.view
 	v.title("Production starts")
-	var err error
-	st.node, err = local.Connect(ctx, local.Config{Dir: st.nodeDir(), Account: account, Images: st.images(),
-		NodeCommand: slices.Concat(st.o.Self, []string{"local-node", "--dir", st.nodeDir()})})
-	if err != nil {
+	if err := st.site.open(ctx); err != nil {
 		return err
 	}
-	if err := st.startPrometheus(ctx); err != nil {
+	var err error
+	if st.prometheusURL, err = st.site.metrics(ctx, st); err != nil {
 		return err
 	}
 	if err := st.writeConfig(); err != nil {
@@ -73,49 +66,32 @@ func (st *stage) start(ctx context.Context) error {
 		return err
 	}
 	v.fact("database", "MongoDB wire protocol, served by FerretDB 1.17: %s orders of 200 customers", grouped(st.o.Orders))
-	v.fact("shop", "release 1 in 2 processes, at %s", st.shopURL)
+	v.fact("site", "%s", st.site.words().describe)
+	v.fact("shop", "release 1, twice, at %s", st.shopURL)
 	v.fact("customers", "about 40 orders a second; each one that the shop acknowledges goes, fsynced, into a ledger outside of the database")
-	v.fact("metrics", "Prometheus, which asks the Service of the shop every second")
+	v.fact("metrics", "Prometheus, at %s", st.prometheusURL)
 	v.fact("files", "%s", st.o.Dir)
 	return nil
 }
 
-func (st *stage) startPrometheus(ctx context.Context) error {
-	counters, err := st.node.MetricsURL(ctx)
-	if err != nil {
-		return err
-	}
-	st.prometheus, err = begin(ctx, st.o.Dir, "prometheus", st.programs["prometheus"], "--listen", "127.0.0.1:0",
-		"--data", filepath.Join(st.o.Dir, "prometheus"), "--interval", "500ms", "--scrape", "services="+counters)
-	if err != nil {
-		return err
-	}
-	address, err := st.prometheus.saying(ctx, "listening on ")
-	st.prometheusURL = "http://" + address
-	return err
-}
-
 // startShop starts the database and the shop, fills it, and lets the customers in.
 func (st *stage) startShop(ctx context.Context) error {
-	objects, err := st.production()
+	objects, err := st.objects("database.yaml", "shop.yaml")
 	if err != nil {
 		return err
 	}
-	if _, err := st.node.Apply(ctx, "demo/production", objects, platform.Options{Namespace: namespace}); err != nil {
+	if err := st.run(ctx, "demo/production", objects, ref("StatefulSet", "mongo"), ref("Deployment", "web")); err != nil {
 		return err
 	}
-	workloads := []manifest.Ref{ref("StatefulSet", "mongo"), ref("Deployment", "web")}
-	if err := step.Await(ctx, st.node, endWithin, "ready", workloads, step.Ready); err != nil {
-		return err
-	}
-	if st.shopURL, err = st.node.Expose(ctx, "demo/web", ref("Service", "web"), 24*time.Hour); err != nil {
-		return err
-	}
-	address, err := st.node.Expose(ctx, "demo/mongo", ref("Service", "mongo"), 24*time.Hour)
+	web, err := st.site.address(ctx, ref("Service", "web"))
 	if err != nil {
 		return err
 	}
-	st.database = "mongodb://" + strings.TrimPrefix(address, "http://") + "/shop"
+	mongo, err := st.site.address(ctx, ref("Service", "mongo"))
+	if err != nil {
+		return err
+	}
+	st.shopURL, st.database = "http://"+web, "mongodb://"+mongo+"/shop"
 	if _, err := st.shop(ctx, "seed", "--database", st.database, "--ledger", st.ledgerFile(), "--orders", fmt.Sprint(st.o.Orders)); err != nil {
 		return err
 	}
@@ -124,6 +100,15 @@ func (st *stage) startShop(ctx context.Context) error {
 	}
 	_, err = st.load.saying(ctx, "load begins")
 	return err
+}
+
+// run applies objects to production and waits for workloads of them.
+func (st *stage) run(ctx context.Context, key string, objects []manifest.Object, workloads ...manifest.Ref) error {
+	p := st.site.platform()
+	if _, err := p.Apply(ctx, key, objects, platform.Options{Namespace: namespace}); err != nil {
+		return err
+	}
+	return step.Await(ctx, p, endWithin, "ready", workloads, step.Ready)
 }
 
 // shop runs one of the shop's commands to its end and returns what it prints.
@@ -167,7 +152,7 @@ func (st *stage) check(ctx context.Context) (checked, error) {
 func (st *stage) running(ctx context.Context) (release, error) {
 	var r release
 	for kind, to := range map[manifest.Ref]*string{ref("StatefulSet", "mongo"): &r.database, ref("Deployment", "web"): &r.shop} {
-		o, err := st.node.Get(ctx, kind)
+		o, err := st.site.platform().Get(ctx, kind)
 		if err != nil {
 			return r, err
 		}
@@ -190,22 +175,17 @@ func (st *stage) stop(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("end the server: %w", err))
 		}
 	}
-	if st.node != nil {
-		if err := st.node.Shutdown(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("end the node: %w", err))
-		}
-	}
-	return errors.Join(append(errs, st.prometheus.stop())...)
+	return errors.Join(append(errs, st.site.close(ctx))...)
 }
 
-// injected reads what the damaging migration has noted for tests.
-func (st *stage) injected() ([]damage, error) {
-	body, err := os.ReadFile(st.injectedFile())
+// injected returns what the damaging migration does with the seed of the demo.
+func (st *stage) injected(ctx context.Context) ([]damage, error) {
+	out, err := st.shop(ctx, "damages", "--seed", fmt.Sprint(st.o.Seed), "--orders", fmt.Sprint(st.o.Orders))
 	if err != nil {
 		return nil, err
 	}
 	var all []damage
-	return all, json.Unmarshal(body, &all)
+	return all, json.Unmarshal(out, &all)
 }
 
 // reportFile is where the server keeps the report of a step.
