@@ -45,6 +45,7 @@ func recipes() []recipe {
 		{name: ToolImage, entrypoint: []string{"/tool"}},
 		{name: CoreDNSImage, entrypoint: []string{"/coredns"}},
 		{name: "sluice:dev", entrypoint: []string{"/sluice"}, module: ".", pkg: "./cmd/sluice"},
+		{name: "lab/podmetrics:1", entrypoint: []string{"/podmetrics"}, module: "lab", pkg: "./podmetrics"},
 		companion("ferretdb:1.17", "ferretdb-a"),
 		companion("ferretdb:1.24", "ferretdb-b"),
 		companion("shop:1", "shop", "web", "--release", "1"),
