@@ -35,6 +35,13 @@ lint: ## golangci-lint, in the version that go.mod of tools pins
 fuzz: ## a minute of fuzzing of each parser
 	$(GO) test -run='^$$' -fuzz=FuzzParse -fuzztime=60s ./internal/deployfile
 
+generate: ## the definitions and deep copies of api/v1alpha1, and the plain YAML of the chart
+	@cd tools/generate && $(GO) build -o $(BIN)/controller-gen sigs.k8s.io/controller-tools/cmd/controller-gen
+	$(BIN)/controller-gen object crd paths=./api/v1alpha1 output:crd:dir=config/crd output:object:dir=api/v1alpha1
+	@cp config/crd/*.yaml charts/sluice/crds/
+
+.PHONY: generate
+
 lab-up: ## two Kubernetes clusters on this machine, prod and staging (as root); builds Kubernetes once
 	@cd lab && $(GO) run -trimpath ./cmd/lab up
 

@@ -40,6 +40,9 @@ func failed(err error, format string, args ...any) error {
 	return fault.WithRemedy(out, "%s", remedy)
 }
 
+// Fault gives an error of a cluster a kind, and says what was tried.
+func Fault(err error, format string, args ...any) error { return failed(err, format, args...) }
+
 // classify tells what may be done about an error of the cluster.
 func classify(err error) (kind fault.Kind, remedy string) {
 	switch {

@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"io"
 	"log/slog"
+	"net/http"
 	"slices"
 	"time"
 
@@ -44,6 +45,9 @@ type Config struct {
 	Adopt      []string      // field managers whose fields are taken over besides kubectl's
 	Grace      time.Duration // how long a pod may find no node; 0 means two minutes
 	Log        *slog.Logger
+
+	// Wrap, where it is set, stands before every request: it may refuse one that its sender is no longer entitled to.
+	Wrap func(http.RoundTripper) http.RoundTripper
 }
 
 // Platform is a cluster.
@@ -66,9 +70,8 @@ var (
 	_ platform.Shifter  = (*Platform)(nil)
 )
 
-// Connect reads the credentials of an account. The cluster is reached with the first call, so that one that is away is an
-// error of that call, which may be tried again.
-func Connect(c Config) (*Platform, error) {
+// Credentials reads the credentials of an account. Nothing is reached yet.
+func Credentials(c Config) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	if c.Kubeconfig != "" {
 		rules.ExplicitPath = c.Kubeconfig
@@ -82,6 +85,19 @@ func Connect(c Config) (*Platform, error) {
 	config.UserAgent = manager
 	// A warning about an old API version is for whoever writes manifests, and is not told on a server's standard error.
 	config.WarningHandlerWithContext = rest.NoWarnings{}
+	if c.Wrap != nil {
+		config.Wrap(c.Wrap)
+	}
+	return config, nil
+}
+
+// Connect reads the credentials of an account. The cluster is reached with the first call, so that one that is away is an
+// error of that call, which may be tried again.
+func Connect(c Config) (*Platform, error) {
+	config, err := Credentials(c)
+	if err != nil {
+		return nil, err
+	}
 	return connect(c, config)
 }
 

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net/url"
 	"sync"
-	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -349,14 +348,6 @@ func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
 	return all, rows.Err()
 }
 
-func digest(r store.Record) (string, string, error) {
-	r.Hash = ""
-	r.At = r.At.UTC().Truncate(time.Nanosecond)
-	body, err := json.Marshal(r)
-	sum := sha256.Sum256(body)
-	return string(body), hex.EncodeToString(sum[:]), err
-}
-
 func appendJournal(ctx context.Context, tx *sql.Tx, id string, records []store.Record) error {
 	var seq int64
 	var prev string
@@ -368,7 +359,7 @@ func appendJournal(ctx context.Context, tx *sql.Tx, id string, records []store.R
 	for _, r := range records {
 		seq++
 		r.Seq, r.Prev = seq, prev
-		body, hash, err := digest(r)
+		body, hash, err := store.Seal(r)
 		if err != nil {
 			return err
 		}

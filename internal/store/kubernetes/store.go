@@ -1,0 +1,413 @@
+package kubernetes
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/sluice-cd/sluice/api/v1alpha1"
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/store"
+)
+
+// Config says where deliveries are kept.
+type Config struct {
+	Credentials *rest.Config
+	Namespace   string
+	// Roles are the roles of whoever made an action: what the action itself says about them does not count. nil leaves them
+	// as they are.
+	Roles func(user string) []string
+	Log   *slog.Logger
+}
+
+// Store keeps the deliveries of one namespace. It reads from watches alone, once it is open. Any number of stores may be
+// open; a status is written by the one whose engine carries the delivery.
+type Store struct {
+	c      *client
+	o      Config
+	mirror *mirror
+	hub    store.Hub
+	stop   context.CancelFunc
+	wait   func()
+
+	mu    sync.Mutex
+	specs map[string]delivery.Spec // of deliveries that are not done
+	order map[string]*order        // the numbers of actions that are not taken in
+}
+
+// order numbers the actions of one delivery as they come. Numbers are of this store alone: the status keeps names.
+type order struct {
+	last int64
+	seq  map[string]int64 // name → number
+}
+
+var (
+	_ store.Store     = (*Store)(nil)
+	_ store.Lister    = (*Store)(nil)
+	_ store.Journaler = (*Store)(nil)
+)
+
+// Open follows the deliveries of a namespace and returns when all are known.
+func Open(ctx context.Context, o Config) (*Store, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	c, err := newClient(o.Credentials, o.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	// A watch that may not be made is an error now, and not a silence.
+	_, err = list[v1alpha1.DeliveryList](ctx, c, deliveries, metav1.ListOptions{Limit: 1})
+	if err == nil {
+		_, err = list[v1alpha1.DeliveryActionList](ctx, c, actions, metav1.ListOptions{Limit: 1})
+	}
+	if fault.Is(err, fault.NotFound) {
+		return nil, fault.WithRemedy(err, "install the definitions first: kubectl apply --server-side -f config/crd")
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{c: c, o: o, specs: map[string]delivery.Spec{}, order: map[string]*order{}}
+	if s.mirror, err = newMirror(c, "", o.Log, s.changed); err != nil {
+		return nil, err
+	}
+	within, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	var ready func(context.Context) error
+	ready, s.wait = s.mirror.run(within)
+	if err := ready(ctx); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close ends the watches.
+func (s *Store) Close() {
+	s.stop()
+	s.wait()
+}
+
+func (s *Store) changed(id string) { s.hub.Publish(id) }
+
+// Create implements store.Store.
+func (s *Store) Create(ctx context.Context, spec delivery.Spec) (store.Revision, error) {
+	d, err := s.c.submit(ctx, spec)
+	if err != nil {
+		return 0, err
+	}
+	if d, err = s.admit(ctx, d, spec); err != nil {
+		return 0, err
+	}
+	if d.Status.BlockedBy != "" && !spec.EnqueueOne {
+		if err := s.c.remove(ctx, deliveries, d.Name, d.UID); err != nil {
+			return 0, err
+		}
+		s.mirror.gone(d.Name)
+		return 0, &store.ErrRunning{ID: d.Status.BlockedBy, Application: spec.Application}
+	}
+	return store.Revision(d.Status.Revision), nil
+}
+
+// present returns a delivery as it is known.
+func (s *Store) present(id string) (*v1alpha1.Delivery, error) {
+	d := s.mirror.delivery(s.c.namespace, id)
+	if d == nil {
+		return nil, fault.Newf(fault.NotFound, "there is no delivery %q", id)
+	}
+	return d, nil
+}
+
+// Load implements store.Store.
+func (s *Store) Load(ctx context.Context, id string) (store.Delivery, error) {
+	d, err := s.present(id)
+	if err != nil {
+		return store.Delivery{}, err
+	}
+	out, err := s.decode(ctx, d)
+	if err != nil {
+		return out, err
+	}
+	out.Signals = s.signals(d, out.Status)
+	return out, nil
+}
+
+// decode reads a delivery without its signals.
+func (s *Store) decode(ctx context.Context, d *v1alpha1.Delivery) (store.Delivery, error) {
+	out := store.Delivery{Revision: store.Revision(d.Status.Revision)}
+	var err error
+	if out.Status, err = s.c.state(ctx, d); err != nil {
+		return out, err
+	}
+	s.mu.Lock()
+	spec, known := s.specs[d.Name]
+	s.mu.Unlock()
+	if known {
+		out.Spec = spec
+		return out, nil
+	}
+	if out.Spec, err = s.c.plan(ctx, d); err != nil {
+		return out, err
+	}
+	if !d.Status.Done {
+		s.mu.Lock()
+		s.specs[d.Name] = out.Spec
+		s.mu.Unlock()
+	}
+	return out, nil
+}
+
+// deletion stands among the taken actions for the deletion of the delivery itself.
+const deletion = "(deletion)"
+
+// signals returns what a delivery has not taken in, numbered in the order in which it came.
+func (s *Store) signals(d *v1alpha1.Delivery, st delivery.Status) []store.Signal {
+	all := s.mirror.actionsOf(d.Name)
+	slices.SortFunc(all, func(a, b *v1alpha1.DeliveryAction) int {
+		switch {
+		case newer(a, b):
+			return 1
+		case newer(b, a):
+			return -1
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	taken := map[string]bool{}
+	for _, n := range d.Status.Taken {
+		taken[n] = true
+	}
+	keys := map[string]bool{}
+	for _, a := range all {
+		if taken[a.Name] {
+			keys[key(a)] = true
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.order[d.Name]
+	if o == nil {
+		o = &order{seq: map[string]int64{}}
+		s.order[d.Name] = o
+	}
+	o.last = max(o.last, st.Seen)
+	number := func(name string) int64 {
+		if _, ok := o.seq[name]; !ok {
+			o.last++
+			o.seq[name] = o.last
+		}
+		return o.seq[name]
+	}
+	var out []store.Signal
+	for _, a := range all {
+		if taken[a.Name] || keys[key(a)] {
+			continue
+		}
+		keys[key(a)] = true
+		out = append(out, store.Signal{Seq: number(a.Name), Signal: s.signal(a)})
+	}
+	if d.DeletionTimestamp != nil && !taken[deletion] {
+		out = append(out, store.Signal{Seq: number(deletion), Signal: delivery.Signal{Key: delivery.CancelAll + "/" + deletion, Kind: delivery.CancelAll,
+			By: "whoever deleted it", At: d.DeletionTimestamp.UTC()}})
+	}
+	slices.SortFunc(out, func(a, b store.Signal) int { return cmp.Compare(a.Seq, b.Seq) })
+	return out
+}
+
+func key(a *v1alpha1.DeliveryAction) string {
+	return cmp.Or(a.Spec.Key, a.Spec.Type+"/"+a.Spec.Path+"/"+a.Name)
+}
+
+// signal is what an action says. Its roles are those of whoever made it.
+func (s *Store) signal(a *v1alpha1.DeliveryAction) delivery.Signal {
+	sig := delivery.Signal{Key: key(a), Kind: a.Spec.Type, Path: a.Spec.Path, By: a.Spec.By, At: a.CreationTimestamp.UTC(), Data: maps.Clone(a.Spec.Data)}
+	if a.Spec.At != nil {
+		sig.At = a.Spec.At.UTC()
+	}
+	if s.o.Roles != nil {
+		if sig.Data == nil {
+			sig.Data = map[string]string{}
+		}
+		sig.Data["roles"] = strings.Join(s.o.Roles(sig.By), ",")
+	}
+	return sig
+}
+
+// Swap implements store.Store. The status is the commit: what it refers to is written before.
+func (s *Store) Swap(ctx context.Context, id string, at store.Revision, st delivery.Status, records []store.Record) (store.Revision, error) {
+	old, err := s.present(id)
+	if err != nil {
+		return 0, err
+	}
+	for {
+		if store.Revision(old.Status.Revision) != at {
+			return 0, fault.Newf(fault.Conflict, "delivery %s is no longer at revision %d", id, at)
+		}
+		d, err := s.swap(ctx, old, st, records)
+		if err == nil {
+			s.swapped(ctx, old, d, st)
+			return store.Revision(d.Status.Revision), nil
+		}
+		if !apierrors.IsConflict(err) {
+			return 0, err
+		}
+		// Somebody has changed it, or nothing but its metadata, or a write whose answer was lost was ours.
+		if old, err = get[v1alpha1.Delivery](ctx, s.c, deliveries, id); err != nil {
+			return 0, err
+		}
+		s.mirror.wrote(old)
+	}
+}
+
+// swap writes the status that follows on the one of old.
+func (s *Store) swap(ctx context.Context, old *v1alpha1.Delivery, st delivery.Status, records []store.Record) (*v1alpha1.Delivery, error) {
+	if old.Status.Phase == string(delivery.Queued) && st.State != delivery.Queued && !st.State.Final() {
+		if holder, err := s.c.take(ctx, old); err != nil {
+			return nil, err
+		} else if holder != "" {
+			return nil, fault.Newf(fault.Conflict, "delivery %s of application %q is still running", holder, old.Spec.Application)
+		}
+	}
+	d := old.DeepCopy()
+	d.Status.Revision++
+	names, signals := s.takenIn(old, st)
+	d.Status.Taken = append(d.Status.Taken, names...)
+	if err := s.c.journal(ctx, d, append(signals, records...)); err != nil {
+		return nil, err
+	}
+	if err := s.c.write(ctx, d, st); err != nil {
+		return nil, err
+	}
+	return update(ctx, s.c, deliveries, d.Name, "status", d)
+}
+
+// takenIn returns the names of the actions that a status has taken in since the one before, and their records.
+func (s *Store) takenIn(old *v1alpha1.Delivery, st delivery.Status) (names []string, records []store.Record) {
+	s.mu.Lock()
+	o := s.order[old.Name]
+	if o != nil {
+		for n, seq := range o.seq {
+			if seq <= st.Seen && !slices.Contains(old.Status.Taken, n) {
+				names = append(names, n)
+			}
+		}
+		slices.SortFunc(names, func(a, b string) int { return cmp.Compare(o.seq[a], o.seq[b]) })
+	}
+	s.mu.Unlock()
+	byName := map[string]*v1alpha1.DeliveryAction{}
+	for _, a := range s.mirror.actionsOf(old.Name) {
+		byName[a.Name] = a
+	}
+	for _, n := range names {
+		r := store.Record{Kind: "signal"}
+		if a := byName[n]; a != nil {
+			sig := s.signal(a)
+			r.Path, r.At = sig.Path, sig.At
+			r.Data, _ = json.Marshal(sig) // texts and an instant: it cannot fail
+		}
+		records = append(records, r)
+	}
+	return names, records
+}
+
+// swapped does what follows on a commit.
+func (s *Store) swapped(ctx context.Context, old, d *v1alpha1.Delivery, st delivery.Status) {
+	s.mirror.wrote(d)
+	s.mu.Lock()
+	if o := s.order[d.Name]; o != nil {
+		for _, n := range d.Status.Taken {
+			delete(o.seq, n)
+		}
+	}
+	if st.Done {
+		delete(s.specs, d.Name)
+		delete(s.order, d.Name)
+	}
+	s.mu.Unlock()
+	s.c.tell(ctx, old, d, s.o.Log)
+	for _, n := range old.Status.StateSecrets {
+		if !slices.Contains(d.Status.StateSecrets, n) {
+			if err := s.c.remove(ctx, secrets, n, ""); err != nil {
+				s.o.Log.Warn("an old state is left behind; it goes with its delivery", "delivery", d.Name, "error", err)
+			}
+		}
+	}
+	if st.Done {
+		if err := s.release(ctx, d); err != nil {
+			s.o.Log.Warn("a delivery that has ended keeps its finalizer until the next start", "delivery", d.Name, "error", err)
+		}
+	}
+}
+
+// Signal implements store.Store.
+func (s *Store) Signal(ctx context.Context, id string, sig delivery.Signal) (bool, error) {
+	d, err := s.present(id)
+	if err != nil {
+		return false, err
+	}
+	a, first, err := s.c.act(ctx, d, sig)
+	if first {
+		s.mirror.acted(a)
+	}
+	return first, err
+}
+
+// act keeps a signal. The name of the action follows from its key, so that only the first of a key can be created.
+func (c *client) act(ctx context.Context, d *v1alpha1.Delivery, sig delivery.Signal) (*v1alpha1.DeliveryAction, bool, error) {
+	sum := sha256.Sum256([]byte(sig.Key))
+	a := &v1alpha1.DeliveryAction{ObjectMeta: metav1.ObjectMeta{Name: d.Name + "-" + hex.EncodeToString(sum[:8]), Namespace: c.namespace,
+		Labels: map[string]string{deliveryLabel: d.Name}, OwnerReferences: []metav1.OwnerReference{ownedBy(d)}},
+		Spec: v1alpha1.DeliveryActionSpec{Delivery: d.Name, Type: sig.Kind, Path: sig.Path, By: sig.By, Key: sig.Key, Data: sig.Data}}
+	if !sig.At.IsZero() {
+		a.Spec.At = &metav1.MicroTime{Time: sig.At.Truncate(time.Microsecond)}
+	}
+	made, err := create(ctx, c, actions, a)
+	if apierrors.IsAlreadyExists(err) {
+		return nil, false, nil
+	}
+	return made, err == nil, err
+}
+
+// Watch implements store.Store.
+func (s *Store) Watch(ctx context.Context) (<-chan store.Event, error) { return s.hub.Watch(ctx), nil }
+
+// List implements store.Lister. Deliveries that nobody has admitted yet are none.
+func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
+	var out []store.Delivery
+	for _, d := range s.mirror.all() {
+		if d.Status.Revision == 0 || open && d.Status.Done {
+			continue
+		}
+		one, err := s.decode(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, one)
+	}
+	slices.SortFunc(out, func(a, b store.Delivery) int {
+		return cmp.Or(b.Spec.CreatedAt.Compare(a.Spec.CreatedAt), strings.Compare(a.Spec.ID, b.Spec.ID))
+	})
+	return out, nil
+}
+
+// Journal implements store.Journaler.
+func (s *Store) Journal(ctx context.Context, id string) ([]store.Record, error) {
+	d, err := s.present(id)
+	if err != nil {
+		return nil, err
+	}
+	return s.c.records(ctx, d)
+}
