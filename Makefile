@@ -42,13 +42,21 @@ generate: ## the definitions and deep copies of api/v1alpha1, and the plain YAML
 
 .PHONY: generate
 
+test-kubernetes: companions ## the tests on real clusters (as root; builds Kubernetes once)
+	@test/kubernetes
+
+demo-kubernetes: build ## the demo on two Kubernetes clusters (as root; builds Kubernetes once)
+	@lab/install
+	@cd lab && LAB_DIR=/var/lib/sluice-lab-demo $(GO) run -trimpath ./cmd/lab run --images quick,prometheus:debian \
+		sh -c '$(BIN)/sluice demo --production-kubeconfig "$$LAB_KUBECONFIG" --staging-kubeconfig "$$LAB_KUBECONFIG_STAGING"'
+
 lab-up: ## two Kubernetes clusters on this machine, prod and staging (as root); builds Kubernetes once
 	@cd lab && $(GO) run -trimpath ./cmd/lab up
 
 lab-down: ## takes the lab's clusters down, with all that belongs to them
 	@cd lab && $(GO) run -trimpath ./cmd/lab down
 
-.PHONY: lab-up lab-down
+.PHONY: test-kubernetes demo-kubernetes lab-up lab-down
 
 clean:
 	rm -rf $(BIN)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -23,6 +24,8 @@ import (
 const usage = `lab runs complete Kubernetes clusters on this machine (as root).
 
   lab up [flags] [NAME…]        start clusters; without names: prod and staging
+  lab run [flags] COMMAND…      start prod and staging, run a command that finds them in LAB_KUBECONFIG and
+                                LAB_KUBECONFIG_STAGING, and take them down; what an earlier run left goes first
   lab down [NAME…]              take clusters down; without names: all of this lab
   lab status                    what runs
   lab kubeconfig NAME           print the path of the administrator's kubeconfig
@@ -61,6 +64,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	switch command {
 	case "up":
 		return up(ctx, l, args, out)
+	case "run":
+		return runIn(ctx, l, args, out)
 	case "down":
 		return down(ctx, l, args)
 	case "status":
@@ -96,36 +101,83 @@ func open(out io.Writer) (*cluster.Lab, error) {
 	return cluster.New(cluster.DefaultDir(), b, out)
 }
 
-func up(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) error {
+// parse reads the flags of a command that starts clusters, and returns what follows them.
+func parse(command string, args []string) (cluster.Options, []string, error) {
 	quick, debian := build.ImageNames()
-	flags := flag.NewFlagSet("lab up", flag.ContinueOnError)
+	flags := flag.NewFlagSet("lab "+command, flag.ContinueOnError)
 	var o cluster.Options
 	flags.StringVar(&o.Storage.FileSystem, "storage", "xfs", "file system of the volumes' pool: xfs or btrfs")
 	flags.BoolVar(&o.Storage.Own, "own-storage", false, "each cluster has a pool of its own, instead of one for all")
 	flags.Int64Var(&o.Storage.Size, "storage-size", 16<<30, "bytes of a new pool; its file is sparse")
-	images := flags.String("images", "all", "images to import, separated by commas; all means those that are built in seconds, not "+strings.Join(debian, ", "))
-	if err := flags.Parse(args); err != nil {
+	images := flags.String("images", "quick", "images to import, separated by commas; quick stands for those that are built in seconds, not "+strings.Join(debian, ", "))
+	err := flags.Parse(args)
+	for name := range strings.SplitSeq(*images, ",") {
+		switch name {
+		case "quick":
+			o.Images = append(o.Images, quick...)
+		case "":
+		default:
+			o.Images = append(o.Images, name)
+		}
+	}
+	return o, flags.Args(), err
+}
+
+func up(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) error {
+	o, names, err := parse("up", args)
+	if err != nil {
 		return err
 	}
-	switch *images {
-	case "all":
-		o.Images = quick
-	case "":
-	default:
-		o.Images = strings.Split(*images, ",")
-	}
-	names := flags.Args()
 	if len(names) == 0 {
 		names = []string{"prod", "staging"}
 	}
+	if err := start(ctx, l, o, names...); err != nil {
+		return err
+	}
+	return status(ctx, l, out)
+}
+
+func start(ctx context.Context, l *cluster.Lab, o cluster.Options, names ...string) error {
 	starts, both := errgroup.WithContext(ctx)
 	for _, name := range names {
 		starts.Go(func() error { _, err := l.Up(both, name, o); return err })
 	}
-	if err := starts.Wait(); err != nil {
+	return starts.Wait()
+}
+
+// runIn runs a command with two clusters that live as long as it.
+func runIn(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) (err error) {
+	o, command, err := parse("run", args)
+	if err != nil {
 		return err
 	}
-	return status(ctx, l, out)
+	if len(command) == 0 {
+		return errors.New("give a command: lab run COMMAND…")
+	}
+	if err := l.Clean(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+		defer cancel()
+		err = errors.Join(err, l.Clean(cleaning))
+	}()
+	if err := start(ctx, l, o, "prod", "staging"); err != nil {
+		return err
+	}
+	child := exec.CommandContext(ctx, command[0], command[1:]...)
+	// The command ends what it has begun; only one that does not end is killed.
+	child.Cancel, child.WaitDelay = func() error { return child.Process.Signal(syscall.SIGTERM) }, time.Minute
+	child.Env = os.Environ()
+	for variable, name := range map[string]string{"LAB_KUBECONFIG": "prod", "LAB_KUBECONFIG_STAGING": "staging"} {
+		c, err := l.Cluster(name)
+		if err != nil {
+			return err
+		}
+		child.Env = append(child.Env, variable+"="+c.Kubeconfig())
+	}
+	child.Stdin, child.Stdout, child.Stderr = os.Stdin, out, os.Stderr
+	return child.Run()
 }
 
 func down(ctx context.Context, l *cluster.Lab, names []string) error {
