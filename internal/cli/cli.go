@@ -108,7 +108,7 @@ Start with: sluice demo`,
 		return &exit{code: exitUnable, err: fmt.Errorf("output format %q is not one of text, json, yaml", a.output)}
 	}
 	root.AddCommand(a.validate(), a.schema(), a.planCommand(), a.deploy(), a.dataCommand(), a.server(), a.localNode(), a.demo(),
-		a.version(), quiesceHelper())
+		a.version(), quiesceHelper(), errandCommand())
 	exact(root)
 	return root
 }

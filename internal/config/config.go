@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/sluice-cd/sluice/internal/fault"
 )
 
@@ -46,6 +48,14 @@ type Account struct {
 	Context    string   // of a Kubernetes one
 	Kubeconfig string   // absolute; "" means where kubectl looks, and in a pod the pod's own credentials
 	Adopt      []string // of a Kubernetes one: field managers whose fields are taken over, besides kubectl's
+	Jobs       Jobs     // of a Kubernetes one
+}
+
+// Jobs say how Sluice's own pods run in a cluster: those that ready the volumes of copies, and those that test a quarantine.
+type Jobs struct {
+	Image       string // of Sluice; "" where there is none, and databases of the cluster cannot be copied
+	Limits      corev1.ResourceList
+	Tolerations []corev1.Toleration
 }
 
 // MetricProvider is where numbers come from.

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
 	"github.com/sluice-cd/sluice/internal/fault"
 )
 
@@ -34,6 +37,10 @@ accounts:
     context: prod
     kubeconfig: kube/config
     adopt: [helm]
+    jobs:
+      image: registry.example.org/sluice:1
+      limits: {cpu: 500m, memory: 512Mi}
+      tolerations: [{key: dedicated, operator: Equal, value: databases, effect: NoSchedule}]
 metricProviders:
   plain: {url: "http://127.0.0.1:9090"}
   guarded:
@@ -61,7 +68,10 @@ roles:
 		Accounts: map[string]Account{
 			"laptop":    {Name: "laptop", Kind: Local, Directory: "/etc/sluice/state/laptop"},
 			"elsewhere": {Name: "elsewhere", Kind: Local, Directory: "/var/lib/elsewhere"},
-			"cluster01": {Name: "cluster01", Kind: Kubernetes, Context: "prod", Kubeconfig: "/etc/sluice/kube/config", Adopt: []string{"helm"}},
+			"cluster01": {Name: "cluster01", Kind: Kubernetes, Context: "prod", Kubeconfig: "/etc/sluice/kube/config", Adopt: []string{"helm"},
+				Jobs: Jobs{Image: "registry.example.org/sluice:1",
+					Limits:      corev1.ResourceList{"cpu": resource.MustParse("500m"), "memory": resource.MustParse("512Mi")},
+					Tolerations: []corev1.Toleration{{Key: "dedicated", Operator: "Equal", Value: "databases", Effect: "NoSchedule"}}}},
 		},
 		MetricProviders: map[string]MetricProvider{
 			"plain": {Name: "plain", Kind: Prometheus, URL: "http://127.0.0.1:9090"},

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // Parse reads a configuration. Relative paths in it are relative to its folder. The error names everything that is wrong,
@@ -49,13 +51,14 @@ func Parse(path string, body []byte) (*Config, error) {
 
 func (r *reader) account(name string, n ast.Node) Account {
 	a := Account{Name: name}
-	var directory, context, kubeconfig, adopt ast.Node
+	var directory, context, kubeconfig, adopt, jobs ast.Node
 	ok := r.keys(n, "account "+name, map[string]func(ast.Node){
 		"kind":       func(n ast.Node) { a.Kind = r.oneOf(n, "kind", Local, Kubernetes) },
 		"directory":  func(n ast.Node) { directory, a.Directory = n, r.file(n, "directory") },
 		"context":    func(n ast.Node) { context, a.Context = n, r.text(n, "context") },
 		"kubeconfig": func(n ast.Node) { kubeconfig, a.Kubeconfig = n, r.file(n, "kubeconfig") },
 		"adopt":      func(n ast.Node) { adopt, a.Adopt = n, r.list(n, "adopt") },
+		"jobs":       func(n ast.Node) { jobs, a.Jobs = n, r.jobs(name, n) },
 	})
 	if a.Kind == "" {
 		switch {
@@ -70,12 +73,54 @@ func (r *reader) account(name string, n ast.Node) Account {
 	if a.Kind == Kubernetes && directory != nil {
 		r.wrong(directory, "", "account %s is a Kubernetes cluster and has no directory", name)
 	}
-	for _, k := range []ast.Node{context, kubeconfig, adopt} {
+	for _, k := range []ast.Node{context, kubeconfig, adopt, jobs} {
 		if a.Kind == Local && k != nil {
-			r.wrong(k, "", "account %s is local: only a Kubernetes cluster has context, kubeconfig and adopt", name)
+			r.wrong(k, "", "account %s is local: only a Kubernetes cluster has context, kubeconfig, adopt and jobs", name)
 		}
 	}
 	return a
+}
+
+// jobs reads how Sluice's own pods run.
+func (r *reader) jobs(account string, n ast.Node) Jobs {
+	var j Jobs
+	r.keys(n, "jobs of account "+account, map[string]func(ast.Node){
+		"image": func(n ast.Node) { j.Image = r.text(n, "image") },
+		"limits": func(n ast.Node) {
+			j.Limits = corev1.ResourceList{}
+			r.entries(n, "limits", func(name string, n ast.Node) {
+				q, err := resource.ParseQuantity(r.text(n, name))
+				if err != nil {
+					r.wrong(n, "write 500m for half a CPU, 512Mi for memory", "%s is no quantity", name)
+				}
+				j.Limits[corev1.ResourceName(name)] = q
+			})
+		},
+		"tolerations": func(n ast.Node) {
+			s, ok := r.resolve(n).(*ast.SequenceNode)
+			if !ok {
+				r.wrong(n, "write a list, as pods have it", "tolerations is %s, not a list", kindOf(n))
+				return
+			}
+			for _, v := range s.Values {
+				j.Tolerations = append(j.Tolerations, r.toleration(v))
+			}
+		},
+	})
+	return j
+}
+
+func (r *reader) toleration(n ast.Node) corev1.Toleration {
+	var t corev1.Toleration
+	r.keys(n, "toleration", map[string]func(ast.Node){
+		"key":      func(n ast.Node) { t.Key = r.text(n, "key") },
+		"operator": func(n ast.Node) { t.Operator = corev1.TolerationOperator(r.oneOf(n, "operator", "Equal", "Exists")) },
+		"value":    func(n ast.Node) { t.Value = r.text(n, "value") },
+		"effect": func(n ast.Node) {
+			t.Effect = corev1.TaintEffect(r.oneOf(n, "effect", "NoSchedule", "PreferNoSchedule", "NoExecute"))
+		},
+	})
+	return t
 }
 
 func (r *reader) provider(name string, n ast.Node) MetricProvider {

@@ -6,9 +6,12 @@ package platform
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/sluice-cd/sluice/internal/manifest"
 )
@@ -120,4 +123,51 @@ type Getter interface {
 // Exposer is a Platform that can give a Service a temporary address.
 type Exposer interface {
 	Expose(ctx context.Context, key string, service manifest.Ref, ttl time.Duration) (url string, err error)
+}
+
+// Runner is a Platform whose volumes no file of this machine is: what Sluice must do to them, it does by commands of its own
+// that run beside them.
+type Runner interface {
+	// Run runs a command in a pod that mounts claims, and returns what it reported when no pod mounts them any more. A failure
+	// that the command reported keeps its kind. The same key goes on with a run that is under way.
+	Run(ctx context.Context, key string, e Errand) (json.RawMessage, error)
+}
+
+// Errand is a command of Sluice that runs beside volumes.
+type Errand struct {
+	Namespace string
+	Delivery  string
+	Args      []string // what follows "sluice errand"
+	Mounts    []Mount
+	Like      corev1.PodSpec // the pod whose user and nodes it shares, because the files are that pod's
+}
+
+// Mount is where a claim is mounted.
+type Mount struct {
+	Claim   string
+	Path    string
+	SubPath string
+}
+
+// Isolator is a Platform that can keep a copy's pods from reaching what is not theirs.
+type Isolator interface {
+	// Isolate has the pods with these labels reach nothing outside of their namespace, as far as the cluster enforces it, and
+	// returns what of others such a pod reaches all the same.
+	Isolate(ctx context.Context, key string, i Isolation) (reached []string, err error)
+}
+
+// Isolation says whose pods are kept from whom.
+type Isolation struct {
+	Namespace string
+	Delivery  string
+	Labels    map[string]string // of the pods
+	Others    []Endpoint
+}
+
+// Endpoint is an address that must not be reached. UID is of the object that has it: the address may mean another object in
+// the cluster where the copy is.
+type Endpoint struct {
+	What    string // "Service shop/mongo"
+	Address string // ip:port
+	UID     string
 }

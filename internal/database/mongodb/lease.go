@@ -32,6 +32,9 @@ const levelApplication = "application"
 
 // Quiesce implements database.Quiescer for FerretDB on SQLite files.
 func (e *Engine) Quiesce(ctx context.Context, q database.QuiesceRequest) (database.Lease, error) {
+	if q.Atomic && len(q.Dirs) == 0 {
+		return e.unheld(ctx, q.URL)
+	}
 	if len(e.o.HelperCommand) == 0 {
 		return nil, fault.Newf(fault.Invalid, "no command is configured that holds writers")
 	}

@@ -295,3 +295,40 @@ func TestPrepareRefuses(t *testing.T) {
 		t.Errorf("the live file: %q, %v", b, err)
 	}
 }
+
+// TestNobodyIsHeldForAnAtomicCut takes the lease of volumes whose files are not at hand: writers go on.
+func TestNobodyIsHeldForAnAtomicCut(t *testing.T) {
+	t.Parallel()
+	f := started(t, older, 300)
+	l, err := newEngine().Quiesce(t.Context(), database.QuiesceRequest{ID: t.Name(), URL: f.URL(), Atomic: true, MaxHold: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Level() != levelRecoverable || len(l.Census().Relations) == 0 {
+		t.Errorf("level %s, census %v", l.Level(), l.Census().Relations)
+	}
+	if err := f.Insert(t.Context(), 1_000_000); err != nil {
+		t.Errorf("a writer is held: %v", err)
+	}
+	a, err := l.Release(t.Context())
+	if err != nil || a.Finish != nil {
+		t.Errorf("release: %v, something is left to do: %v", err, a.Finish != nil)
+	}
+	if lacking := database.Covers(l.Census(), catalogOf(t, f)); len(lacking) > 0 {
+		t.Errorf("the source itself lacks %v", lacking)
+	}
+}
+
+func catalogOf(t *testing.T, f *ferret) database.Catalog {
+	t.Helper()
+	s, err := newEngine().Open(t.Context(), f.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c, err := s.Catalog(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}

@@ -17,13 +17,22 @@ import (
 
 // The resources that Sluice uses itself.
 
-func secrets() schema.GroupVersionResource     { return builtin("", "v1", "secrets") }
-func services() schema.GroupVersionResource    { return builtin("", "v1", "services") }
-func namespaces() schema.GroupVersionResource  { return builtin("", "v1", "namespaces") }
-func pods() schema.GroupVersionResource        { return builtin("", "v1", "pods") }
-func events() schema.GroupVersionResource      { return builtin("", "v1", "events") }
-func deployments() schema.GroupVersionResource { return builtin("apps", "v1", "deployments") }
-func replicaSets() schema.GroupVersionResource { return builtin("apps", "v1", "replicasets") }
+func secrets() schema.GroupVersionResource         { return builtin("", "v1", "secrets") }
+func services() schema.GroupVersionResource        { return builtin("", "v1", "services") }
+func namespaces() schema.GroupVersionResource      { return builtin("", "v1", "namespaces") }
+func pods() schema.GroupVersionResource            { return builtin("", "v1", "pods") }
+func events() schema.GroupVersionResource          { return builtin("", "v1", "events") }
+func deployments() schema.GroupVersionResource     { return builtin("apps", "v1", "deployments") }
+func replicaSets() schema.GroupVersionResource     { return builtin("apps", "v1", "replicasets") }
+func serviceAccounts() schema.GroupVersionResource { return builtin("", "v1", "serviceaccounts") }
+func jobs() schema.GroupVersionResource            { return builtin("batch", "v1", "jobs") }
+func roles() schema.GroupVersionResource           { return builtin("rbac.authorization.k8s.io", "v1", "roles") }
+func roleBindings() schema.GroupVersionResource {
+	return builtin("rbac.authorization.k8s.io", "v1", "rolebindings")
+}
+func networkPolicies() schema.GroupVersionResource {
+	return builtin("networking.k8s.io", "v1", "networkpolicies")
+}
 func autoscalers() schema.GroupVersionResource {
 	return builtin("autoscaling", "v2", "horizontalpodautoscalers")
 }

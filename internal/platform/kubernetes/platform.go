@@ -44,6 +44,7 @@ type Config struct {
 	Context    string        // of the kubeconfig; "" means the current one
 	Adopt      []string      // field managers whose fields are taken over besides kubectl's
 	Grace      time.Duration // how long a pod may find no node; 0 means two minutes
+	Jobs       Jobs          // how Sluice's own pods run there
 	Log        *slog.Logger
 
 	// Wrap, where it is set, stands before every request: it may refuse one that its sender is no longer entitled to.

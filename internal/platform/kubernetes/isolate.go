@@ -1,0 +1,200 @@
+package kubernetes
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// probeWithin is how long a probe may take, with the start of its pod.
+const probeWithin = 3 * time.Minute
+
+// Isolate implements platform.Isolator: a NetworkPolicy lets the pods reach their own namespace and the cluster's name service,
+// and a pod with the same labels tries to reach the others. Not every cluster enforces NetworkPolicies, so that only the
+// attempt tells.
+func (p *Platform) Isolate(ctx context.Context, key string, i platform.Isolation) ([]string, error) {
+	if err := p.restrict(ctx, i); err != nil {
+		return nil, err
+	}
+	others, err := p.distinct(ctx, i.Others)
+	if err != nil || len(others) == 0 {
+		return nil, err
+	}
+	if err := p.ownImage(); err != nil {
+		return nil, err
+	}
+	return p.probe(ctx, key, i, others)
+}
+
+// restrict applies the policy.
+func (p *Platform) restrict(ctx context.Context, i platform.Isolation) error {
+	udp, tcp, dns := corev1.ProtocolUDP, corev1.ProtocolTCP, intstr.FromInt32(53)
+	sum := sha256.Sum256([]byte(labels.Set(i.Labels).String()))
+	policy := &networkingv1.NetworkPolicy{
+		TypeMeta: metav1.TypeMeta{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: i.Namespace, Name: "sluice-quarantine-" + hex.EncodeToString(sum[:4]),
+			Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(i.Delivery)}},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: i.Labels},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
+			Egress: []networkingv1.NetworkPolicyEgressRule{
+				{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}},
+				{To: []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: metav1.NamespaceSystem}}}},
+					Ports: []networkingv1.NetworkPolicyPort{{Protocol: &udp, Port: &dns}, {Protocol: &tcp, Port: &dns}}},
+			},
+		}}
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(policy)
+	if err != nil {
+		return err
+	}
+	_, err = p.dynamic.Resource(networkPolicies()).Namespace(i.Namespace).Apply(ctx, policy.Name, &unstructured.Unstructured{Object: content},
+		metav1.ApplyOptions{FieldManager: manager, Force: true})
+	return failed(err, "apply NetworkPolicy %s/%s", i.Namespace, policy.Name)
+}
+
+// distinct leaves out addresses that mean something else in this cluster: two clusters often number their pods and Services
+// alike.
+func (p *Platform) distinct(ctx context.Context, others []platform.Endpoint) ([]platform.Endpoint, error) {
+	here := map[string]string{} // address → UID
+	note := func(u *unstructured.Unstructured, path ...string) {
+		if ip, _, _ := unstructured.NestedString(u.Object, path...); ip != "" {
+			here[ip] = string(u.GetUID())
+		}
+	}
+	svcs, err := p.dynamic.Resource(services()).List(ctx, metav1.ListOptions{})
+	if err != nil && !apierrors.IsForbidden(err) {
+		return nil, failed(err, "list the Services of the cluster")
+	}
+	if err == nil {
+		for _, s := range svcs.Items {
+			note(&s, "spec", "clusterIP")
+		}
+	}
+	all, err := p.dynamic.Resource(pods()).List(ctx, metav1.ListOptions{FieldSelector: "status.phase=Running"})
+	if err != nil && !apierrors.IsForbidden(err) {
+		return nil, failed(err, "list the pods of the cluster")
+	}
+	if err == nil {
+		for _, o := range all.Items {
+			note(&o, "status", "podIP")
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(others), func(e platform.Endpoint) bool {
+		ip, _, err := net.SplitHostPort(e.Address)
+		uid, known := here[ip]
+		return err == nil && known && uid != e.UID
+	}), nil
+}
+
+// probe runs the pod and returns what it has reached. It is never ready, so that no Service leads to it.
+func (p *Platform) probe(ctx context.Context, key string, i platform.Isolation, others []platform.Endpoint) ([]string, error) {
+	in := p.dynamic.Resource(pods()).Namespace(i.Namespace)
+	podName := "sluice-probe-" + strings.TrimPrefix(name(key), "sluice-")[:12]
+	no, yes, user, within := false, true, int64(65534), int64(probeWithin/time.Second)
+	args := []string{"errand", "probe"}
+	for _, e := range others {
+		args = append(args, e.Address)
+	}
+	podLabels := map[string]string{}
+	for k, v := range i.Labels {
+		podLabels[k] = v
+	}
+	podLabels[deliveryLabel] = labelValue(i.Delivery)
+	pod := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: i.Namespace, Name: podName, Labels: podLabels, Annotations: map[string]string{keyAnnotation: key}},
+		Spec: corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, AutomountServiceAccountToken: &no, EnableServiceLinks: &no, ActiveDeadlineSeconds: &within,
+			Tolerations: p.c.Jobs.Tolerations, ReadinessGates: []corev1.PodReadinessGate{{ConditionType: "sluice.dev/never"}},
+			Containers: []corev1.Container{{Name: "probe", Image: p.c.Jobs.Image, Args: args, Resources: corev1.ResourceRequirements{Limits: p.c.Jobs.Limits},
+				SecurityContext: &corev1.SecurityContext{RunAsUser: &user, RunAsNonRoot: &yes, AllowPrivilegeEscalation: &no,
+					Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}}}}}
+	if err := p.make(ctx, pods(), pod); err != nil {
+		return nil, err
+	}
+	said, err := p.ended(ctx, i.Namespace, podName)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	now := int64(0)
+	if gone := in.Delete(ctx, podName, metav1.DeleteOptions{GracePeriodSeconds: &now}); gone != nil && !apierrors.IsNotFound(gone) && err == nil {
+		err = failed(gone, "delete pod %s/%s", i.Namespace, podName)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var reached []string
+	for _, address := range strings.Fields(said) {
+		for _, e := range others {
+			if e.Address == address {
+				reached = append(reached, e.What+" at "+address)
+			}
+		}
+	}
+	return reached, nil
+}
+
+// ended waits for the end of a pod of one container and returns its last words.
+func (p *Platform) ended(ctx context.Context, namespace, podName string) (string, error) {
+	within, cancel := context.WithTimeout(ctx, probeWithin)
+	defer cancel()
+	for {
+		w, err := p.dynamic.Resource(pods()).Namespace(namespace).Watch(within, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", podName).String()})
+		if err != nil {
+			return "", failed(err, "watch pod %s/%s", namespace, podName)
+		}
+		said, done, err := lastWords(w, namespace, podName, p.c.Grace)
+		w.Stop()
+		if done || err != nil {
+			return said, err
+		}
+		if within.Err() != nil {
+			return "", fault.Newf(fault.Transient, "the probe %s/%s has not ended after %s", namespace, podName, probeWithin)
+		}
+	}
+}
+
+func lastWords(w watch.Interface, namespace, podName string, grace time.Duration) (said string, done bool, err error) {
+	for e := range w.ResultChan() {
+		u, ok := e.Object.(*unstructured.Unstructured)
+		if !ok {
+			return "", false, nil
+		}
+		var pod corev1.Pod
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &pod); err != nil {
+			return "", false, err
+		}
+		if e.Type == watch.Deleted {
+			return "", false, fault.Newf(fault.Transient, "somebody deleted the probe %s/%s", namespace, podName)
+		}
+		for _, s := range pod.Status.ContainerStatuses {
+			if t := s.State.Terminated; t != nil && t.ExitCode == 0 {
+				return t.Message, true, nil
+			}
+		}
+		if pod.Status.Phase == corev1.PodFailed {
+			return "", false, fault.Newf(fault.Transient, "the probe %s/%s failed: %s %s", namespace, podName, pod.Status.Reason, pod.Status.Message)
+		}
+		if d := diagnose(&pod, time.Now(), grace); d.failed {
+			return "", false, fmt.Errorf("the probe of the quarantine: %w", fault.Newf(fault.Invalid, "%s: %s", d.reason, d.message))
+		}
+	}
+	return "", false, nil
+}
