@@ -24,7 +24,7 @@ import (
 func (a *app) deploy() *cobra.Command {
 	c := &cobra.Command{Use: "deploy", Short: "Start deliveries and decide what becomes of them"}
 	c.AddCommand(a.start(), a.list())
-	byID := []*cobra.Command{a.redeploy(), a.status(), a.watch(), a.logs(), a.acknowledge(),
+	byID := []*cobra.Command{a.redeploy(), a.status(), a.watch(), a.logs(), a.acknowledge(), a.stay(),
 		a.decide("approve ID [STEP]", "Approve a step that waits for approval", delivery.Approve, stepArg),
 		a.decide("reject ID [STEP]", "Reject a step that waits for approval", delivery.Reject, stepArg),
 		a.decide("pause ID", "Start no further steps", delivery.Pause, noArg),
@@ -339,20 +339,7 @@ func only(ctx context.Context, client *server.Client, id, kind string) (string, 
 	if err != nil {
 		return "", err
 	}
-	var can []string
-	if kind == delivery.Rollback || kind == delivery.Promote {
-		for _, t := range d.Spec.Graph.Targets {
-			if delivery.Check(d.Spec, d.Status, delivery.Signal{Kind: kind, Path: t.Name}) == nil {
-				can = append(can, t.Name)
-			}
-		}
-	} else {
-		for _, n := range d.Spec.Graph.Nodes {
-			if st := d.Status.Nodes[n.Path]; st.Phase == delivery.StepWaiting && (len(st.Awaits) > 0 || st.Held) {
-				can = append(can, n.Path)
-			}
-		}
-	}
+	can := delivery.Candidates(d.Spec, d.Status, kind)
 	switch len(can) {
 	case 1:
 		return can[0], nil
@@ -387,10 +374,37 @@ func (a *app) acknowledge() *cobra.Command {
 	return c
 }
 
+func (a *app) stay() *cobra.Command {
+	var step, reason string
+	c := &cobra.Command{
+		Use:   "stay ID",
+		Short: "Keep a database on the new version where going back would discard what was written",
+		Long: `Stay answers the question of a delivery that can only go back by restoring a checkpoint: nothing is restored, the database starts again on
+the new version with all that was written, and the fence opens. What else the delivery changed has gone back by then, and the
+delivery ends as failed, with the reason that you give.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			client, err := a.connect(c.Context())
+			if err != nil {
+				return err
+			}
+			if step == "" {
+				if step, err = only(c.Context(), client, args[0], delivery.Stay); err != nil {
+					return err
+				}
+			}
+			return a.send(c.Context(), client, args[0], delivery.Signal{Kind: delivery.Stay, Path: step, Data: map[string]string{"reason": reason}})
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "a `sentence` that is kept with the decision")
+	c.Flags().StringVar(&step, "step", "", "the step's `path` where several databases ask")
+	return c
+}
+
 func (a *app) send(ctx context.Context, client *server.Client, id string, s delivery.Signal) error {
 	s.Key = s.Kind + "/" + s.Path
 	switch s.Kind {
-	case delivery.Pause, delivery.Resume, delivery.Retry, delivery.Acknowledge:
+	case delivery.Pause, delivery.Resume, delivery.Retry, delivery.Acknowledge, delivery.Stay:
 		s.Key += "/" + newID() // these can be meant more than once
 	}
 	s.By = me()

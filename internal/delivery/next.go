@@ -270,7 +270,7 @@ func (m *machine) stopTarget(name, why string) {
 func (m *machine) undone(n plan.Node, o Observation, st NodeStatus) {
 	switch {
 	case o.Kind == Returned && o.Result.Verdict == Pass:
-		st.Phase, st.Attempt, st.Ended, st.Message = StepUndone, 0, m.now, o.Result.Message
+		st.Phase, st.Attempt, st.Ended, st.Message, st.Kept = StepUndone, 0, m.now, o.Result.Message, o.Result.Kept
 	case o.Kind == Returned && o.Result.Verdict == "":
 		st.Deadline, st.Message, st.Awaits = o.Result.Deadline, o.Result.Message, o.Result.Wait
 		st.Attempt = 0

@@ -40,6 +40,11 @@ const (
 		p/deploy/w50 kind=setWeight < p/deploy/judge
 		p/deploy/ok kind=approval < p/deploy/w50
 		p/deploy/promote kind=promote < p/deploy/ok`
+	fencedDB = `
+		target p
+		p/deploy/db
+		p/deploy/open kind=openDatabase < p/deploy/db
+		p/deploy/app < p/deploy/open`
 	watched = `
 		target p
 		p/deploy/1
@@ -217,6 +222,29 @@ func TestFailureScope(t *testing.T) {
 			wait p/deploy/start 24h p/deploy/start ->
 			acknowledge p/deploy/start value=5 -> undo p/deploy/start
 			pass p/deploy/start -> clean p/deploy/start`, "Failed p=RolledBack", ""},
+		{"a person stays on the new version where its undo asks", fencedDB, `
+			start -> run p/deploy/db
+			pass p/deploy/db -> run p/deploy/open
+			pass p/deploy/open -> run p/deploy/app
+			refused stay -> conflict
+			fail p/deploy/app -> undo p/deploy/app
+			refused stay p/deploy/app -> conflict
+			pass p/deploy/app -> undo p/deploy/open
+			wait p/deploy/open 24h p/deploy/open ->
+			stay reason=x -> undo p/deploy/open
+			keep p/deploy/open db stays by ann -> undo p/deploy/db
+			pass p/deploy/db -> clean p/deploy/app
+			refused stay -> conflict`, "Failed p=Failed", "failed; db stays by ann; what else the delivery changed in p is back on the version before"},
+		{"a person stays where the count before a restore fails, and its delivery has failed even where it was cancelled", fencedDB, `
+			start -> run p/deploy/db
+			pass p/deploy/db -> run p/deploy/open
+			pass p/deploy/open -> run p/deploy/app
+			cancel & stopped p/deploy/app -> undo p/deploy/app
+			pass p/deploy/app -> undo p/deploy/open
+			broken p/deploy/open ->
+			stay p/deploy/open -> undo p/deploy/open
+			keep p/deploy/open db stays -> undo p/deploy/db
+			pass p/deploy/db -> clean p/deploy/app`, "Failed p=Failed", "db stays"},
 		{"an acknowledgement that comes before the undo waits is not lost", canary, `
 			start -> run p/deploy/start
 			fail p/deploy/start -> undo p/deploy/start

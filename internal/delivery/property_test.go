@@ -160,7 +160,7 @@ func (w *watcher) anything() {
 		w.next()
 	case 1:
 		kind := rapid.SampledFrom([]string{delivery.Approve, delivery.Reject, delivery.Callback, delivery.CancelAll, delivery.Rollback,
-			delivery.Pause, delivery.Resume, delivery.Retry, delivery.Promote, delivery.Acknowledge}).Draw(w.t, "signal")
+			delivery.Pause, delivery.Resume, delivery.Retry, delivery.Promote, delivery.Acknowledge, delivery.Stay}).Draw(w.t, "signal")
 		path := ""
 		switch kind {
 		case delivery.Rollback, delivery.Promote:

@@ -91,6 +91,7 @@ type NodeStatus struct {
 	Entry    int               `json:"entry,omitempty"` // how often it was entered
 	Attempt  int               `json:"attempt,omitempty"`
 	Saved    json.RawMessage   `json:"saved,omitempty"`
+	Kept     string            `json:"kept,omitempty"` // what undoing it has left on the new version, and why: a sentence
 	Awaits   []string          `json:"awaits,omitempty"`
 	Signals  []Signal          `json:"signals,omitempty"`
 	Given    int               `json:"given,omitempty"`    // how many signals the last entry was given
@@ -132,6 +133,7 @@ type Result struct {
 	Verdict  Verdict           `json:"verdict,omitempty"`
 	Ask      bool              `json:"ask,omitempty"` // a person decides what the verdict means
 	Message  string            `json:"message,omitempty"`
+	Kept     string            `json:"kept,omitempty"` // of an undo that passes: what it has left on the new version, and why
 	Wait     []string          `json:"wait,omitempty"`
 	Deadline time.Time         `json:"deadline,omitzero"`
 	Expose   map[string]string `json:"expose,omitempty"`

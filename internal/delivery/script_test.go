@@ -134,7 +134,7 @@ func (m *machine) signalled(sig delivery.Signal) delivery.Observation {
 // signals that a script may send, with the word that they are written as.
 func signalNamed(words []string) (delivery.Signal, bool) {
 	kinds := []string{delivery.Approve, delivery.Reject, delivery.Callback, delivery.CancelAll, delivery.Rollback, delivery.Pause,
-		delivery.Resume, delivery.Retry, delivery.Promote, delivery.Acknowledge}
+		delivery.Resume, delivery.Retry, delivery.Promote, delivery.Acknowledge, delivery.Stay}
 	if !slices.Contains(kinds, words[0]) {
 		return delivery.Signal{}, false
 	}
@@ -178,6 +178,8 @@ func (m *machine) event(text string) []delivery.Observation {
 		return result(delivery.Result{Verdict: delivery.Verdict(words[0]), Message: words[0] + "ed"})
 	case "nodata":
 		return result(delivery.Result{Verdict: delivery.NoData})
+	case "keep":
+		return result(delivery.Result{Verdict: delivery.Pass, Kept: strings.Join(words[2:], " ")})
 	case "ask-pass", "ask-fail":
 		return result(delivery.Result{Verdict: delivery.Verdict(strings.TrimPrefix(words[0], "ask-")), Ask: true, Message: "asks"})
 	case "wait": // wait PATH DURATION KEY…

@@ -224,6 +224,7 @@ func (m *machine) undo() bool {
 func (m *machine) targets() {
 	for name, t := range m.s.Targets {
 		open, begun, undoing, broken, all := false, false, false, false, true
+		kept := len(m.kept(name)) > 0
 		for _, n := range m.spec.Graph.Nodes {
 			if n.Target != name {
 				continue
@@ -240,6 +241,8 @@ func (m *machine) targets() {
 			t.State = Failed
 		case undoing || (t.Undo && open):
 			t.State = RollingBack
+		case t.Undo && kept:
+			t.State = Failed
 		case t.Undo:
 			t.State = RolledBack
 		case t.Failed != "" || t.State == Cancelled:
@@ -254,9 +257,10 @@ func (m *machine) targets() {
 
 // whole derives the state of the delivery from its targets.
 func (m *machine) whole() {
-	open, undoing := false, false
+	open, undoing, kept := false, false, false
 	for _, n := range m.spec.Graph.Nodes {
 		st := m.s.Nodes[n.Path]
+		kept = kept || st.Kept != ""
 		open = open || st.open() || st.Phase == StepPending || st.Stopping
 		undoing = undoing || st.Phase == StepUndoing
 	}
@@ -267,7 +271,7 @@ func (m *machine) whole() {
 		m.proceed(Paused)
 	case open:
 		m.proceed(Running)
-	case m.broken() != "":
+	case m.broken() != "" || kept:
 		m.finish(Failed)
 	case m.s.Cancel != "":
 		m.finish(Cancelled)
@@ -306,6 +310,17 @@ func (m *machine) broken() string {
 	return ""
 }
 
+// kept returns what undoing a target has left on the new version.
+func (m *machine) kept(target string) []string {
+	var out []string
+	for _, n := range m.spec.Graph.Nodes {
+		if k := m.s.Nodes[n.Path].Kept; k != "" && n.Target == target {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
 // reason says in one sentence how it ended and what state each target is in.
 func (m *machine) reason() string {
 	var parts []string
@@ -314,7 +329,10 @@ func (m *machine) reason() string {
 	}
 	for _, t := range m.spec.Graph.Targets {
 		ts := m.s.Targets[t.Name]
+		kept := m.kept(t.Name)
 		switch {
+		case ts.Undo && ts.State == Failed && len(kept) > 0 && m.broken() == "":
+			parts = append(parts, fmt.Sprintf("%s; %s; what else the delivery changed in %s is back on the version before", ts.Reason, strings.Join(kept, "; "), t.Name))
 		case ts.State == RolledBack || ts.State == RollingBack:
 			verb := "is back on the version before"
 			if ts.State == RollingBack {

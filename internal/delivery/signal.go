@@ -22,6 +22,7 @@ const (
 	Retry       = "retry"
 	Promote     = "promote"
 	Acknowledge = "acknowledge"
+	Stay        = "stay"
 )
 
 // Check says whether a signal can be taken in by a delivery as it is; it is asked before a signal is stored.
@@ -35,6 +36,10 @@ func Check(spec Spec, s Status, sig Signal) error {
 	case Retry, Acknowledge:
 		if len(m.repairable(sig)) == 0 {
 			return fault.Newf(fault.Conflict, "delivery %s has no undo that failed or waits, which could be retried or acknowledged", spec.ID)
+		}
+	case Stay:
+		if len(m.repairable(sig)) == 0 {
+			return fault.Newf(fault.Conflict, "delivery %s asks nobody whether a checkpoint may be restored, so there is nothing to stay on instead", spec.ID)
 		}
 	case Rollback, Promote:
 		t := sig.target()
@@ -96,13 +101,17 @@ func Candidates(spec Spec, s Status, kind string) []string {
 	return out
 }
 
-// repairable returns the steps whose undo a person may try again or acknowledge: it has failed, or it waits.
+// repairable returns the steps whose undo a person may try again or acknowledge: it has failed, or it waits. Staying on the
+// new version is for the opening of a database alone, whose undo restores a checkpoint.
 func (m *machine) repairable(sig Signal) []string {
 	var out []string
 	for _, n := range m.spec.Graph.Nodes {
 		st := m.s.Nodes[n.Path]
 		broken := st.Phase == StepUndoFailed && !m.s.Accepted
 		waits := st.Phase == StepUndoing && (!st.Deadline.IsZero() || sig.Path == n.Path)
+		if sig.Kind == Stay && n.Kind != plan.KindOpen {
+			continue
+		}
 		if (broken || waits) && (sig.Path == "" || sig.Path == n.Path) {
 			out = append(out, n.Path)
 		}
@@ -154,7 +163,7 @@ func (m *machine) signal(sig Signal) {
 		}
 	case Promote:
 		m.promote(sig.target(), person(sig))
-	case Retry, Acknowledge:
+	case Retry, Acknowledge, Stay:
 		m.repair(sig)
 	default:
 		m.deliver(sig)
@@ -162,7 +171,7 @@ func (m *machine) signal(sig Signal) {
 }
 
 // repair goes on with undos that have failed or wait: a retry enters them again, an acknowledgement is handed to those that
-// asked for it and leaves those that failed as they are.
+// asked for it and leaves those that failed as they are, and the decision to stay is handed to either.
 func (m *machine) repair(sig Signal) {
 	accept := false
 	for _, p := range m.repairable(sig) {

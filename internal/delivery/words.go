@@ -17,8 +17,8 @@ const (
 
 // Signal is something that happens to a delivery from outside. The first of a key wins.
 type Signal struct {
-	Key  string            `json:"key"`            // approve/<path>, callback/<token>, cancel, rollback/<target>, pause, resume, advance/<path> …
-	Kind string            `json:"kind"`           // approve, reject, callback, cancel, rollback, pause, resume, retry, promote, acknowledge
+	Key  string            `json:"key"`            // approve/<path>, callback/<token>, cancel, rollback/<target>, pause, resume, stay/<path>/<id> …
+	Kind string            `json:"kind"`           // approve, reject, callback, cancel, rollback, pause, resume, retry, promote, acknowledge, stay
 	Path string            `json:"path,omitempty"` // the step that is meant, "" for the delivery
 	By   string            `json:"by,omitempty"`
 	At   time.Time         `json:"at"`

@@ -199,7 +199,7 @@ func (w *worker) enter(ctx context.Context, spec delivery.Spec, a delivery.Actio
 		o := delivery.Observation{Kind: delivery.Returned, Path: a.Path, Entry: a.Entry}
 		out, err := w.do(ctx, node, a, call)
 		if err == nil {
-			o.Result = &delivery.Result{Verdict: out.Verdict, Ask: out.Ask, Message: out.Message, Wait: out.Wait, Deadline: out.Deadline,
+			o.Result = &delivery.Result{Verdict: out.Verdict, Ask: out.Ask, Message: out.Message, Kept: out.Kept, Wait: out.Wait, Deadline: out.Deadline,
 				Expose: out.Expose}
 			if out.Evidence != nil {
 				o.Result.Evidence, err = json.Marshal(out.Evidence)

@@ -52,6 +52,7 @@ type Outcome struct {
 	Verdict  delivery.Verdict  // "" while waiting
 	Ask      bool              // a person decides what the verdict means: approve goes on, reject fails
 	Message  string            // one sentence, shown with the step
+	Kept     string            // of an undo that passes: what it has left on the new version, and why
 	Wait     []string          // keys of signals that wake the step
 	Deadline time.Time         // also wakes it; zero: none
 	Expose   map[string]string // values for later templates: "preview.web" → url

@@ -128,8 +128,8 @@ func (st fence) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	if o.Path == R1App {
-		return step.Done(delivery.Pass, "the database stays on the new version, where the old application was rehearsed"), nil
+	if o.Path.staysOpen() {
+		return step.Done(delivery.Pass, o.Path.describe()), nil
 	}
 	p, err := st.at(a.Database.Account)
 	if err != nil {
@@ -168,7 +168,11 @@ const (
 	R1Engine Path = "R1-engine" // the old version on the volumes that hold the new writes
 	R1App    Path = "R1-app"    // only the application goes back
 	R4       Path = "R4"        // the checkpoint is restored
+	Stayed   Path = "stayed"    // in place of R4, because a person decided so: the database does not go back
 )
+
+// staysOpen reports whether the database goes on running the new version.
+func (p Path) staysOpen() bool { return p == R1App || p == Stayed }
 
 func (p Path) describe() string {
 	switch p {
@@ -178,6 +182,8 @@ func (p Path) describe() string {
 		return "R1-app, the old application on the new database"
 	case R4:
 		return "R4, the checkpoint is restored and what was written since is exported"
+	case Stayed:
+		return "the database stays on the new version, nothing is restored or lost"
 	default:
 		return "R0, the old version on its untouched volumes"
 	}

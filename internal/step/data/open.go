@@ -29,6 +29,9 @@ type opened struct {
 	AtRisk  *atRisk       `json:"atRisk,omitempty"`
 	Restore string        `json:"restore,omitempty"` // copy id of what R4 binds
 	Proof   string        `json:"proof,omitempty"`   // file with the checkpoint's fingerprint
+	Stay    *staying      `json:"stay,omitempty"`    // the decision to stay on the new version, the last one
+	Stays   int           `json:"stays,omitempty"`   // how many such decisions have been taken up
+	Reopens bool          `json:"reopens,omitempty"` // the fence may be open again: what was counted no longer counts
 }
 
 // Plan says that R0 ends here.
@@ -87,8 +90,14 @@ func (st open) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 			return step.Outcome{}, err
 		}
 	}
-	if s.Path == R4 {
-		return st.restore(ctx, c, k, s)
+	switch s.Path {
+	case R4:
+		if given := stays(c.Signals); len(given) > s.Stays {
+			return st.stay(ctx, c, k, s, given)
+		}
+		return st.restore(ctx, c, k, s, "")
+	case Stayed:
+		return st.stayed(ctx, c, k, s)
 	}
 	return step.Done(delivery.Pass, "the way back is "+s.Path.describe()), nil
 }
@@ -123,14 +132,19 @@ type atRisk struct {
 	Export string `json:"export"` // file with the differences, as they could be written again
 }
 
+// what says how much a restore would discard.
+func (n atRisk) what() string {
+	return fmt.Sprintf("%d differing rows (%s, %s)", n.Value, n.Kind, n.Source)
+}
+
 // restore counts what would be lost, behind the fence, and goes on only within the budget or when a person has quoted the
 // number and its digest.
-func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened) (step.Outcome, error) {
+func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened, note string) (step.Outcome, error) {
 	f, err := optional[platform.Fencer](k.p, "hold connections back")
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	if err := st.shut(ctx, c.Key+"/undo", k.p, f, k.a, k.f); err != nil {
+	if err := st.shut(ctx, fmt.Sprintf("%s/undo/%d", c.Key, s.Stays), k.p, f, k.a, k.f); err != nil {
 		return step.Outcome{}, err
 	}
 	if s.AtRisk == nil {
@@ -142,7 +156,7 @@ func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened)
 	if n.Value == 0 {
 		return step.Done(delivery.Pass, "a restore of the checkpoint loses nothing"), nil
 	}
-	var refused string
+	refused := note
 	for _, sig := range c.Signals {
 		if sig.Kind != delivery.Acknowledge {
 			continue
@@ -152,8 +166,8 @@ func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened)
 		}
 		refused = fmt.Sprintf("the acknowledgement of %s quotes another number or digest and does not count; ", sig.By)
 	}
-	return step.Wait(c.Now.Add(24*time.Hour), fmt.Sprintf("%sa restore of the checkpoint would discard %d differing rows (%s, %s): acknowledge with --value %d --digest %s, or retry",
-		refused, n.Value, n.Kind, n.Source, n.Value, n.Digest), c.Path), nil
+	return step.Wait(c.Now.Add(24*time.Hour), fmt.Sprintf("%sa restore of the checkpoint would discard %s: acknowledge with --value %d --digest %s, or stay on %s",
+		refused, n.what(), n.Value, n.Digest, k.next.images()), c.Path), nil
 }
 
 // count counts and exports what a restore would discard, and keeps the result.
@@ -187,10 +201,17 @@ func (st open) Clean(ctx context.Context, c step.Call) (step.Outcome, error) {
 		return unchanged(), err
 	}
 	s, err := saved[opened](c.Saved)
-	if err != nil || s.AtRisk == nil {
+	if err != nil || s.Try == 0 {
 		return unchanged(), err
 	}
-	return step.Done(delivery.Pass, ""), st.uncount(ctx, c, k)
+	if err := st.uncount(ctx, c, k, s.Try); err != nil {
+		return step.Outcome{}, err
+	}
+	// What was readied for a restore that did not happen; one that did is what production runs on now.
+	if err := k.p.discard(ctx, c.Delivery, restoredClone(c.Key)); err != nil && !fault.Is(err, fault.Denied) {
+		return step.Outcome{}, err
+	}
+	return step.Done(delivery.Pass, ""), nil
 }
 
 func failedSite(a plan.DataArgs) plan.Site {

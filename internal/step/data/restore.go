@@ -50,7 +50,7 @@ func (st open) countRows(ctx context.Context, c step.Call, k fencedCall, s opene
 	if err := keepDigest(proof, before); err != nil {
 		return nil, "", err
 	}
-	return n, proof, st.uncount(ctx, c, k)
+	return n, proof, st.uncount(ctx, c, k, s.Try)
 }
 
 // raiseBoth starts the failed state on the new version and the checkpoint on the old one, on clones.
@@ -173,9 +173,9 @@ func (e *exporter) each(d fingerprint.RowDifference) error {
 }
 
 // uncount stops and deletes what counting started. What R4 binds stays.
-func (st open) uncount(ctx context.Context, c step.Call, k fencedCall) error {
+func (st open) uncount(ctx context.Context, c step.Call, k fencedCall, try int) error {
 	for namespace, objects := range map[string][]manifest.Object{failedSite(k.a).Namespace: k.objects, k.before().Namespace: k.f.Old} {
-		if err := st.stop(ctx, c, k.p, namespace, objects, c.Key+"/uncount/"+namespace); err != nil {
+		if err := st.stop(ctx, c, k.p, namespace, objects, fmt.Sprintf("%s/uncount/%d/%s", c.Key, try, namespace)); err != nil {
 			return err
 		}
 	}

@@ -117,8 +117,9 @@ func companion(t *testing.T, name string) string {
 }
 
 // formatLock is a stand-in for a version that changes the format of its files: FerretDB's versions read each other's. What
-// "mongo:locking" has opened, "mongo:1" refuses to open.
+// "mongo:locking" has opened, "mongo:1" refuses to open. With a file "broken" no version starts.
 const formatLock = `set -e
+if [ -e "$2/broken" ]; then echo "the files are broken" >&2; exit 1; fi
 if [ "$1" = locking ]; then touch "$2/format-2"; exec "$4" --listen "$3" --dir "$2"; fi
 if [ -e "$2/format-2" ]; then echo "the files are of a newer format" >&2; exit 1; fi
 exec "$4" --listen "$3" --dir "$2"`

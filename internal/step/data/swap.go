@@ -90,7 +90,7 @@ func (st swap) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	if o.Path == R1App {
+	if o.Path.staysOpen() {
 		return step.Done(delivery.Pass, o.Path.describe()), nil
 	}
 	f, err := optional[platform.Fencer](k.p, "hold connections back")
@@ -142,7 +142,7 @@ func (st swap) volumesBack(ctx context.Context, c step.Call, k fencedCall, s *sw
 		if _, err := engine.Prepare(ctx, l.dirs(), database.Production); err != nil {
 			return err
 		}
-	case R1App: // undone before: the volumes stay as they are
+	case R1App, Stayed: // undone before: the volumes stay as they are
 	case R4:
 		restored, err := k.p.find(ctx, c.Delivery, o.Restore)
 		if err != nil {

@@ -7,16 +7,19 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/volume"
 )
 
 // dialer reaches the database of one namespace through the platform, as Sluice itself does.
@@ -212,6 +215,90 @@ func TestRestoreAsks(t *testing.T) {
 		t.Errorf("production runs %s", got)
 	}
 	exported(t, kept.AtRisk.Export, during, before[:1])
+}
+
+// TestRestoreStays asks as above, and a person stays on the new version: where that does not start the question comes again,
+// else the fence opens with everything that was written, and the delivery has failed and says so.
+func TestRestoreStays(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", "") + "---" + strings.Replace(web, "%s", "1", 1))
+	before := s.place("before", 200)
+	f := file(false)
+	f.DeploymentConfig.Timeout = 20 * time.Second
+	s.deploy("d1", f, "", mongoAt("mongo:locking", "")+"---"+strings.Replace(web, "%s", "2", 1))
+	s.until("d1", "asking for approval", waits("production/deploy/canary/1-approval"))
+	during := s.place("during", 25)
+	signal := func(sig delivery.Signal) {
+		t.Helper()
+		if _, err := s.engine.Signal(t.Context(), "d1", sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(delivery.Signal{Kind: delivery.Rollback, Key: "rollback/production", Path: "production", By: "ann"})
+	const open = "production/deploy/orders/open"
+	asks := func(d delivery.NodeStatus) bool { return d.Phase == delivery.StepUndoing && len(d.Awaits) > 0 }
+	d := s.until("d1", "asking", deliveryWhere(open, asks))
+	if m := d.Status.Nodes[open].Message; !strings.Contains(m, "25 differing rows") || !strings.Contains(m, "or stay on mongo:locking") {
+		t.Fatalf("it asks: %s", m)
+	}
+	if got := delivery.Candidates(d.Spec, d.Status, delivery.Stay); !slices.Equal(got, []string{open}) {
+		t.Errorf("staying is offered for %v", got)
+	}
+
+	broken := filepath.Join(s.bound("data-mongo-0"), "broken")
+	if err := os.WriteFile(broken, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	entry := d.Status.Nodes[open].Entry
+	signal(delivery.Signal{Kind: delivery.Stay, Key: "stay/1", Path: open, By: "dba", Data: map[string]string{"reason": "25 orders are worth it"}})
+	d = s.until("d1", "asking again", deliveryWhere(open, func(n delivery.NodeStatus) bool { return n.Entry > entry && asks(n) }))
+	if m := d.Status.Nodes[open].Message; !strings.Contains(m, "orders cannot stay on mongo:locking, which does not start again") || !strings.Contains(m, "25 differing rows") {
+		t.Errorf("where the new version does not start it says: %s", m)
+	}
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
+	signal(delivery.Signal{Kind: delivery.Stay, Key: "stay/2", Path: open, By: "dba", Data: map[string]string{"reason": "25 orders are worth it"}})
+	d = s.until("d1", "done", done)
+	if d.Status.State != delivery.Failed || d.Status.Targets["production"].State != delivery.Failed {
+		t.Errorf("%s, production %s\n%s", d.Status.State, d.Status.Targets["production"].State, steps(d))
+	}
+	for _, want := range []string{"rolled back by ann", `orders stays on the new version mongo:locking, decided by dba ("25 orders are worth it")`, "25 differing rows",
+		"what else the delivery changed in production is back on the version before"} {
+		if !strings.Contains(d.Status.Reason, want) {
+			t.Errorf("the reason does not say %q: %s", want, d.Status.Reason)
+		}
+	}
+	s.holds(before, during)
+	if got := s.running(); got != "mongo:locking" {
+		t.Errorf("production's database runs %s", got)
+	}
+	s.place("after", 1) // the fence is open
+	for _, c := range s.copies("d1") {
+		if i := c.Info(); strings.HasSuffix(i.ID, "/restored") || strings.Contains(i.ID, "/failed") {
+			t.Errorf("the copy %s is left behind", i.ID)
+		}
+	}
+}
+
+// bound returns the directory behind a claim of production.
+func (s *site) bound(claim string) string {
+	s.t.Helper()
+	dir, err := s.platform.Bound(s.t.Context(), volume.Place{Account: "here", Namespace: "prod", Claim: claim})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return dir
+}
+
+// copies returns the copies of a delivery.
+func (s *site) copies(owner string) []volume.Copy {
+	s.t.Helper()
+	all, err := s.volumes.List(s.t.Context(), owner)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return all
 }
 
 // exported holds an export against what it must hold: upserts of the orders placed, deletes of the ones deleted.
