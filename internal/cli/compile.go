@@ -24,45 +24,45 @@ import (
 
 // compile makes the plan of a delivery: it reads the deploy file, refuses what is wrong or not built yet, loads the
 // manifests and describes every step.
-func (a *app) compile(f startFlags, id string) (delivery.Spec, error) {
+func (a *app) compile(f startFlags, id string) (delivery.Spec, *material, error) {
 	body, err := readDeployFile(f.file)
 	if err != nil {
-		return delivery.Spec{}, err
+		return delivery.Spec{}, nil, err
 	}
 	file, findings := deployfile.Parse(f.file, body)
 	if file != nil && !findings.HasErrors() {
 		findings = append(findings, deployfile.Unbuilt(file)...)
 	}
 	if err := findings.Write(a.errs, f.file, body); err != nil {
-		return delivery.Spec{}, err
+		return delivery.Spec{}, nil, err
 	}
 	if file == nil || findings.HasErrors() {
-		return delivery.Spec{}, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is refused", f.file), "mend what is named above; sluice validate tells more")
+		return delivery.Spec{}, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is refused", f.file), "mend what is named above; sluice validate tells more")
 	}
 	if f.application != "" {
 		file.Application = f.application
 	}
 	if file.Application == "" {
-		return delivery.Spec{}, fault.WithRemedy(fault.Newf(fault.Invalid, "%s names no application", f.file), "write application: in it, or give -n NAME")
+		return delivery.Spec{}, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s names no application", f.file), "write application: in it, or give -n NAME")
 	}
 	m := load(f.file, file)
 	for _, w := range m.warnings {
 		fmt.Fprintln(a.errs, "warning:", w)
 	}
 	if err := m.err(f.file); err != nil {
-		return delivery.Spec{}, err
+		return delivery.Spec{}, nil, err
 	}
 	graph, err := plan.Compile(plan.Input{File: file, Delivery: id, Objects: m.objects, Jobs: m.jobs, Context: f.context, Account: f.account, Targets: f.targets})
 	if err != nil {
-		return delivery.Spec{}, fmt.Errorf("%s: %w", f.file, err)
+		return delivery.Spec{}, nil, fmt.Errorf("%s: %w", f.file, err)
 	}
 	if err := describe(&graph); err != nil {
-		return delivery.Spec{}, err
+		return delivery.Spec{}, nil, err
 	}
 	spec := delivery.Spec{ID: id, Application: file.Application, Graph: graph, Context: graph.Context, CreatedAt: time.Now().UTC(), File: string(body),
 		EnqueueOne: strings.EqualFold(file.DeploymentConfig.IfDeploymentInProgress, "enqueueOne")}
 	spec.By = me()
-	return spec, nil
+	return spec, m, nil
 }
 
 // me is the name of whoever runs this program, "" where it has none.

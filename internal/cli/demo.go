@@ -59,7 +59,8 @@ Exit code 1 where a delivery ended otherwise than it had to.`,
 
 // Compile makes a delivery of a deploy file as deploy start does: of these targets, or of all. Findings go to errs.
 func Compile(errs io.Writer, file string, targets ...string) (delivery.Spec, error) {
-	return (&app{errs: errs}).compile(startFlags{file: file, targets: targets}, newID())
+	spec, _, err := (&app{errs: errs}).compile(startFlags{file: file, targets: targets}, newID())
+	return spec, err
 }
 
 // someSeed is small enough to be typed in again.

@@ -21,19 +21,29 @@ const planID = "00000000plan0000"
 
 func (a *app) planCommand() *cobra.Command {
 	var f startFlags
+	var diff bool
 	c := &cobra.Command{
 		Use:   "plan -f FILE",
 		Short: "Show what a delivery would do, step by step, and how it would be undone",
 		Long: `Plan reads the deploy file and its manifests and prints every step: what it waits for, what it does, how it is undone, and where
 the point of no return is. Nothing is contacted and nothing changes.
 
-Exit code: 0 it can be started, 1 something is refused, 2 wrong usage or an unreadable file.`,
+Exit code: 0 it can be started, 1 something is refused, 2 wrong usage or an unreadable file.
+
+With --diff it prints instead how each object of the manifests would differ from the live one, as a unified diff. The accounts of the
+targets are asked from here; a cluster answers by a dry run. The values of Secrets are not shown, and what each delivery writes
+anew is left out. Objects that are live and in no manifest are not looked for: a delivery does not delete them.
+
+Exit code with --diff, as of kubectl diff: 0 nothing differs, 1 something differs, 2 refused, or it could not be told.`,
 		Args: noArguments,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
+			if diff {
+				return a.planDiff(c.Context(), f)
+			}
 			if f.file == "" {
 				return &exit{exitUnable, errors.New("give the deploy file with -f FILE")}
 			}
-			spec, err := a.compile(f, planID)
+			spec, _, err := a.compile(f, planID)
 			if err != nil {
 				return unreadable(err)
 			}
@@ -48,6 +58,7 @@ Exit code: 0 it can be started, 1 something is refused, 2 wrong usage or an unre
 		},
 	}
 	f.bind(c)
+	c.Flags().BoolVar(&diff, "diff", false, "show what differs from the live objects; exit code 1 if anything does")
 	return c
 }
 
@@ -124,9 +135,6 @@ func writePlan(w io.Writer, s delivery.Spec) error {
 		p.line("%s (account %s, namespace %s)", t.Name, t.Account, t.Namespace)
 		if len(t.DependsOn) > 0 {
 			p.line("  starts when all of %s has passed", strings.Join(t.DependsOn, " and of "))
-		}
-		for _, n := range t.Notes {
-			p.line("  note: %s", n)
 		}
 		for _, n := range t.Notes {
 			p.line("  note: %s", n)

@@ -120,6 +120,18 @@ type Getter interface {
 	List(ctx context.Context, kind, namespace string) ([]manifest.Object, error)
 }
 
+// DryRunner tells what Apply would make of objects, and changes nothing.
+type DryRunner interface {
+	// DryRun returns one Difference per object, in order. What Apply would refuse is an error of its kind.
+	DryRun(ctx context.Context, objects []manifest.Object, o Options) ([]Difference, error)
+}
+
+// Difference is one object as it is and as it would be. A Secret's values are in both.
+type Difference struct {
+	Live    *manifest.Object // nil: it is not there
+	Applied manifest.Object
+}
+
 // Exposer is a Platform that can give a Service a temporary address.
 type Exposer interface {
 	Expose(ctx context.Context, key string, service manifest.Ref, ttl time.Duration) (url string, err error)

@@ -63,12 +63,13 @@ type Platform struct {
 }
 
 var (
-	_ platform.Platform = (*Platform)(nil)
-	_ platform.Getter   = (*Platform)(nil)
-	_ platform.Deleter  = (*Platform)(nil)
-	_ platform.Fencer   = (*Platform)(nil)
-	_ platform.Logger   = (*Platform)(nil)
-	_ platform.Shifter  = (*Platform)(nil)
+	_ platform.Platform  = (*Platform)(nil)
+	_ platform.Getter    = (*Platform)(nil)
+	_ platform.DryRunner = (*Platform)(nil)
+	_ platform.Deleter   = (*Platform)(nil)
+	_ platform.Fencer    = (*Platform)(nil)
+	_ platform.Logger    = (*Platform)(nil)
+	_ platform.Shifter   = (*Platform)(nil)
 )
 
 // Credentials reads the credentials of an account. Nothing is reached yet.
