@@ -23,11 +23,12 @@ const (
 // Method says how a copy was made.
 type Method string
 
-// The methods of copying of the reflink driver.
+// The methods of copying.
 const (
 	Snapshot Method = "btrfs snapshot" // atomic
 	Reflink  Method = "reflink"        // shares blocks, file by file
 	Plain    Method = "copy"           // every byte, file by file
+	CSI      Method = "csi snapshot"   // atomic, by the storage behind a cluster
 )
 
 // Source is one volume of a running workload, by the claim that mounts it. Dir is where its files are, for drivers of
@@ -39,12 +40,21 @@ type Source struct {
 	Dir       string `json:"dir,omitempty"`
 }
 
-// Place is where a clone goes: the claim that will mount it.
+// Place is where a clone goes: the claim that will mount it. What follows the claim says how it is made, where a claim has
+// more to it than a directory.
 type Place struct {
 	Account   string `json:"account"`
 	Namespace string `json:"namespace"`
 	Claim     string `json:"claim"`
+
+	Replace bool   `json:"replace,omitempty"` // a claim there that Sluice did not make is taken out of service; its volume is kept
+	Own     bool   `json:"own,omitempty"`     // the namespace is Sluice's own: it is made, and one that somebody else made is refused
+	Class   string `json:"class,omitempty"`   // storage class; "" means that of the source, or the one of the same driver
+	Bytes   int64  `json:"bytes,omitempty"`   // size; 0 means that of the source
 }
+
+// Bare is the place without how its claim is made: two places that are equal then are one.
+func (p Place) Bare() Place { return Place{Account: p.Account, Namespace: p.Namespace, Claim: p.Claim} }
 
 // Atomicity says over how much one cut is atomic.
 type Atomicity string
@@ -60,8 +70,8 @@ const (
 type Ability struct {
 	Atomic    Atomicity
 	Method    Method
-	Bytes     int64 // what a full copy would write; 0 where blocks are shared
-	FreeBytes int64
+	Bytes     int64  // what a full copy would write; 0 where blocks are shared
+	FreeBytes int64  // -1 where it cannot be known
 	Reason    string // why this method: "ext4 has no reflink"
 }
 
@@ -69,18 +79,19 @@ type Ability struct {
 // through NewCopy.
 type Copy struct{ c CopyInfo }
 
-// CopyInfo tells about a copy. Dirs are parallel to the sources of the cut.
+// CopyInfo tells about a copy. Dirs are parallel to the sources of the cut, and empty where volumes are no directories of
+// this machine.
 type CopyInfo struct {
 	ID        string    `json:"id"`
 	Owner     string    `json:"owner"` // delivery
 	Dirs      []string  `json:"dirs,omitempty"`
 	Sources   []Source  `json:"sources"`
-	Places    []Place   `json:"places,omitempty"` // the claims that the clone was made for, parallel to Dirs
+	Places    []Place   `json:"places,omitempty"` // the claims that the clone was made for, parallel to the sources
 	Parent    string    `json:"parent,omitempty"`
 	Method    Method    `json:"method"`
 	Atomic    Atomicity `json:"atomic"`
 	Bytes     int64     `json:"bytes"`
-	CutAt     time.Time `json:"cutAt"`
+	CutAt     time.Time `json:"cutAt,omitzero"`     // zero: its making was cut short
 	Protected time.Time `json:"protected,omitzero"` // not deletable before this instant
 }
 
@@ -94,7 +105,7 @@ func (c Copy) Info() CopyInfo { return c.c }
 func (c Copy) ID() string { return c.c.ID }
 
 // Driver makes and keeps copies. Every method with an id is idempotent by it: after a crash the same call goes on or
-// returns what was made. A half-made copy is never returned: it is finished or removed first.
+// returns what was made. A half-made copy is never returned by what makes copies: it is finished or removed first.
 type Driver interface {
 	// Probe tells how these sources would be copied, and what that costs.
 	Probe(ctx context.Context, src []Source) (Ability, error)
@@ -106,10 +117,13 @@ type Driver interface {
 	// Clone makes a writable copy of a copy, bound to the claims of to (parallel to the sources).
 	Clone(ctx context.Context, id, owner string, from Copy, to []Place) (Copy, error)
 	// Swap binds the live claims to the copy's volumes. The old volumes come back as a Copy that is protected until then.
+	// Nothing runs on either. Once anything was changed, List knows a copy of this id.
 	Swap(ctx context.Context, id string, live []Source, with Copy, protect time.Time) (old Copy, err error)
-	// List returns the copies of an owner; all of them with "".
+	// List returns the copies of an owner that lie in the driver's account; all of them with "". One whose making was cut short
+	// may be among them, so that it can be deleted; its CutAt is zero.
 	List(ctx context.Context, owner string) ([]Copy, error)
-	// Delete removes a copy. It refuses protected ones, those bound to a live claim that it did not make, and those with children.
+	// Delete removes a copy. It refuses protected ones, also where another copy's protection covers the same volumes, those bound
+	// to a live claim that it did not make, and those with children.
 	Delete(ctx context.Context, c Copy) error
 }
 
