@@ -19,13 +19,82 @@ import (
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/server"
 	"github.com/sluice-cd/sluice/internal/server/wire"
+	"github.com/sluice-cd/sluice/internal/step/data"
 	"github.com/sluice-cd/sluice/internal/volume"
 )
 
 // copyView is a copy as programs read it.
 type copyView struct {
 	volume.CopyInfo
-	Account string `json:"account"`
+	Account string    `json:"account"`
+	Deleted time.Time `json:"deletedAt,omitzero"` // when the server deletes it by itself
+	Then    string    `json:"deletedBy"`          // server, hand, delivery (which has not ended), or unknown where no server runs
+}
+
+// The ends of copies.
+const (
+	byServer   = "server"
+	byHand     = "hand"
+	byDelivery = "delivery"
+	unknown    = "unknown"
+)
+
+// ends says of each copy how it ends, as far as the server of the data directory knows its delivery.
+func (a *app) ends(ctx context.Context, all []copyView) error {
+	dir, err := a.dataDir()
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		all[i].Then = unknown
+	}
+	client, err := server.Connect(ctx, dir)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	kept := map[string][]data.Kept{}
+	done := map[string]string{}
+	for i, c := range all {
+		if _, asked := done[c.Owner]; !asked {
+			d, err := client.Get(ctx, c.Owner)
+			switch {
+			case fault.Is(err, fault.NotFound):
+				done[c.Owner] = byHand // its delivery is not of this data directory
+			case err != nil:
+				return err
+			case !d.Status.Done:
+				done[c.Owner] = byDelivery
+			default:
+				done[c.Owner] = byHand
+				if kept[c.Owner], err = data.Keeps(d.Spec, d.Status); err != nil {
+					return err
+				}
+			}
+		}
+		all[i].Then = done[c.Owner]
+		for _, k := range kept[c.Owner] {
+			if k.ID == c.ID {
+				all[i].Then, all[i].Deleted = byServer, k.Until
+			}
+		}
+	}
+	return nil
+}
+
+// end is how a copy ends, for people.
+func (c copyView) end() string {
+	switch c.Then {
+	case byServer:
+		return c.Deleted.Local().Format(time.DateTime)
+	case byHand:
+		return "by hand"
+	case byDelivery:
+		return "its delivery runs"
+	}
+	return "-"
 }
 
 func (a *app) dataList() *cobra.Command {
@@ -77,7 +146,7 @@ func (a *app) listCopies(ctx context.Context, account, owner string) error {
 			return fmt.Errorf("account %s: %w", name, err)
 		}
 		for _, c := range copies {
-			all = append(all, copyView{c.Info(), name})
+			all = append(all, copyView{CopyInfo: c.Info(), Account: name})
 			if _, ok := free[name]; !ok {
 				// A source that is gone cannot be probed; the copies are listed all the same.
 				if p, err := d.Probe(ctx, c.Info().Sources); err == nil {
@@ -92,12 +161,15 @@ func (a *app) listCopies(ctx context.Context, account, owner string) error {
 		}
 		return x.CutAt.Compare(y.CutAt)
 	})
+	if err := a.ends(ctx, all); err != nil {
+		return err
+	}
 	return a.show(all, func(w io.Writer) error { return writeCopies(w, all, free) })
 }
 
 func writeCopies(w io.Writer, all []copyView, free map[string]int64) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ACCOUNT\tCUT AT\tOWNER\tMETHOD\tWRITTEN\tPROTECTED UNTIL\tOF\tID")
+	fmt.Fprintln(t, "ACCOUNT\tCUT AT\tOWNER\tMETHOD\tWRITTEN\tPROTECTED UNTIL\tDELETED AT\tOF\tID")
 	for _, c := range all {
 		protected := "-"
 		if !c.Protected.IsZero() {
@@ -107,7 +179,7 @@ func writeCopies(w io.Writer, all []copyView, free map[string]int64) error {
 		for _, s := range c.Sources {
 			of = append(of, s.Namespace+"/"+s.Claim)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Account, c.CutAt.Local().Format(time.DateTime), c.Owner, c.Method, byteText(c.Bytes), protected,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Account, c.CutAt.Local().Format(time.DateTime), c.Owner, c.Method, byteText(c.Bytes), protected, c.end(),
 			strings.Join(of, ","), c.ID)
 	}
 	if err := t.Flush(); err != nil {

@@ -90,14 +90,14 @@ func (st open) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 			return step.Outcome{}, err
 		}
 	}
-	switch s.Path {
-	case R4:
+	if s.Path == Stayed {
+		return st.stayed(ctx, c, k, s)
+	}
+	if s.Path == R4 {
 		if given := stays(c.Signals); len(given) > s.Stays {
 			return st.stay(ctx, c, k, s, given)
 		}
 		return st.restore(ctx, c, k, s, "")
-	case Stayed:
-		return st.stayed(ctx, c, k, s)
 	}
 	return step.Done(delivery.Pass, "the way back is "+s.Path.describe()), nil
 }

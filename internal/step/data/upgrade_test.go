@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step/data"
 	"github.com/sluice-cd/sluice/internal/volume"
 )
 
@@ -215,6 +216,23 @@ func TestRestoreAsks(t *testing.T) {
 		t.Errorf("production runs %s", got)
 	}
 	exported(t, kept.AtRisk.Export, during, before[:1])
+	failed := 0
+	for _, c := range s.copies("d1") {
+		if i := c.Info(); time.Until(i.Protected) > 29*24*time.Hour {
+			failed++
+			for _, dir := range i.Dirs {
+				if left, err := os.ReadDir(dir); err != nil || len(left) == 0 {
+					t.Errorf("the failed state in %s is gone: %v", dir, err)
+				}
+			}
+		}
+	}
+	if failed != 1 {
+		t.Errorf("%d copies are kept for 30 days, want the failed state", failed)
+	}
+	if all, err := data.Keeps(d.Spec, d.Status); err != nil || len(all) != 0 {
+		t.Errorf("after a restore these would be deleted by themselves: %v, %v", all, err)
+	}
 }
 
 // TestRestoreStays asks as above, and a person stays on the new version: where that does not start the question comes again,

@@ -398,17 +398,22 @@ func (d *Driver) Delete(ctx context.Context, c volume.Copy) error {
 		if o.Info().Parent == i.ID {
 			return fault.Newf(fault.Conflict, "copy %s was cloned as %s, which must go first", i.ID, o.ID())
 		}
+		if o.ID() != i.ID && time.Now().Before(o.Info().Protected) && shares(o.Info(), i) {
+			return fault.Newf(fault.Denied, "the volumes of copy %s were taken out of service as %s, which is protected until %s", i.ID, o.ID(),
+				o.Info().Protected.Format(time.RFC3339))
+		}
 	}
 	for n, dir := range i.Dirs {
 		if err := d.unbind(ctx, i, n, dir); err != nil {
 			return err
 		}
 	}
-	root, err := d.root(ctx)
-	if err != nil {
-		return err
-	}
-	return d.removeCopy(root, i)
+	return d.removeCopy(ctx, i, all)
+}
+
+// shares reports whether two copies name the same directory: a swap keeps what it takes out of service where it is.
+func shares(a, b volume.CopyInfo) bool {
+	return slices.ContainsFunc(a.Dirs, func(dir string) bool { return slices.Contains(b.Dirs, dir) })
 }
 
 // unbind frees the claims that the copy was made for. A directory that another claim is bound to is in use.
@@ -429,14 +434,4 @@ func (d *Driver) unbind(ctx context.Context, i volume.CopyInfo, n int, dir strin
 		return err
 	}
 	return d.binder.Unbind(ctx, i.Places[n])
-}
-
-// removeCopy removes the files. Volumes that a swap took out of service may lie outside of the copy's folder: they were
-// a source once and stay; only those that this driver made itself go.
-func (d *Driver) removeCopy(root string, i volume.CopyInfo) error {
-	own := folder(root, i.ID)
-	if err := os.Remove(filepath.Join(own, infoFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return remove(own)
 }

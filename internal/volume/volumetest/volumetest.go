@@ -74,7 +74,7 @@ func Run(t *testing.T, newEnv func(t *testing.T) Env) {
 		test func(*testing.T, Env, volume.Source)
 	}{
 		{"a copy holds what the source held", holds}, {"an id is used once", once}, {"a clone is writable and apart", apart},
-		{"swap and back", swap}, {"delete refuses what is needed", refuses}, {"half a copy is never returned", half},
+		{"swap and back", swap}, {"what a swap took out of service goes when its time is over", retired}, {"delete refuses what is needed", refuses}, {"half a copy is never returned", half},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := newEnv(t)
@@ -239,6 +239,66 @@ func swap(t *testing.T, e Env, s volume.Source) {
 	if b, _ := e.Binder.Bound(t.Context(), claim); b != s.Dir {
 		t.Errorf("after the way back production is bound to %s", b)
 	}
+}
+
+// retired takes two upgrades: production's first volume and then the clone that it ran on go out of service, and each is
+// deleted after its time and not before, while what production runs on stays.
+func retired(t *testing.T, e Env, s volume.Source) {
+	live := []volume.Source{s}
+	first := e.clone(t, "first", e.cut(t, "cut1", s))
+	was, err := e.Driver.Swap(t.Context(), "swap1", live, first, time.Now().Add(-time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	between := s
+	between.Dir = first.Info().Dirs[0]
+	second := e.clone(t, "second", e.cut(t, "cut2", between))
+	kept, err := e.Driver.Swap(t.Context(), "swap2", live, second, time.Now().Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Driver.Delete(t.Context(), first); !fault.Is(err, fault.Denied) {
+		t.Errorf("the clone that production ran on could be deleted while it is protected: %v", err)
+	}
+	if err := e.Driver.Delete(t.Context(), was); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.Dir); !os.IsNotExist(err) {
+		t.Errorf("the first volume is still there: %v", err)
+	}
+	for _, dir := range []string{kept.Info().Dirs[0], second.Info().Dirs[0]} {
+		if got := tree(t, dir); len(got) != 5 {
+			t.Errorf("%s has %v", dir, got)
+		}
+	}
+	if _, err := e.Driver.Swap(t.Context(), "swap3", live, e.clone(t, "third", e.cut(t, "cut3", between)), time.Now().Add(-time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	third, err := e.Driver.List(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range third {
+		if c.ID() == "swap3" {
+			if err := e.Driver.Delete(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := os.Stat(second.Info().Dirs[0]); !os.IsNotExist(err) {
+		t.Errorf("the clone that went out of service is still there: %v", err)
+	}
+	for _, c := range third {
+		if c.ID() == "second" {
+			if left, err := e.Driver.List(t.Context(), c.Info().Owner); err != nil || has(left, "second") {
+				t.Errorf("it is still listed: %v", err)
+			}
+		}
+	}
+}
+
+func has(all []volume.Copy, id string) bool {
+	return slices.ContainsFunc(all, func(c volume.Copy) bool { return c.ID() == id })
 }
 
 func refuses(t *testing.T, e Env, s volume.Source) {
