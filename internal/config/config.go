@@ -72,6 +72,7 @@ type MetricProvider struct {
 type Server struct {
 	Listen      string // host:port, "" where the server may choose
 	ExternalURL string // what callback URLs begin with, "" where it is the address that is listened on
+	SocketGroup string // whose members may connect to the socket, besides the owner of the data directory; "" is nobody
 }
 
 // Default is what holds where no file is found: one local account named local.

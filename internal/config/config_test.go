@@ -59,6 +59,7 @@ images:
 server:
   listen: 127.0.0.1:8080
   externalURL: https://sluice.example.org/
+  socketGroup: deployers
 roles:
   alice: [dba, owner]
   bob: dba
@@ -85,7 +86,7 @@ roles:
 			"shop":        {"/etc/sluice/bin/shop"},
 			"shell":       {"sh", "-c", "echo ${HOME}"},
 		},
-		Server: Server{Listen: "127.0.0.1:8080", ExternalURL: "https://sluice.example.org"},
+		Server: Server{Listen: "127.0.0.1:8080", ExternalURL: "https://sluice.example.org", SocketGroup: "deployers"},
 		Roles:  map[string][]string{"alice": {"dba", "owner"}, "bob": {"dba"}},
 	}
 	if !reflect.DeepEqual(c, want) {

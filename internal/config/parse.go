@@ -180,6 +180,7 @@ func (r *reader) server(n ast.Node) Server {
 				r.wrong(n, "write HOST:PORT, such as 127.0.0.1:8080", "listen is %q", s.Listen)
 			}
 		},
+		"socketGroup": func(n ast.Node) { s.SocketGroup = r.text(n, "socketGroup") },
 		"externalURL": func(n ast.Node) { s.ExternalURL = strings.TrimRight(r.url(n, "externalURL"), "/") },
 	})
 	return s

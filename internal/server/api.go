@@ -26,14 +26,14 @@ const (
 // routes are what the server answers. Everything under /api/ needs a caller, whom the listener's wrapper has found.
 func (s *Server) routes() http.Handler {
 	api := http.NewServeMux()
-	api.HandleFunc("POST /api/v1/deliveries", answer(s.start))
-	api.HandleFunc("GET /api/v1/deliveries", answer(s.list))
-	api.HandleFunc("GET /api/v1/deliveries/{id}", answer(s.get))
-	api.HandleFunc("GET /api/v1/deliveries/{id}/journal", answer(s.journal))
-	api.HandleFunc("POST /api/v1/deliveries/{id}/signals", answer(s.signal))
-	api.HandleFunc("GET /api/v1/deliveries/{id}/watch", s.watch)
-	api.HandleFunc("GET /api/v1/server", answer(s.about))
-	api.HandleFunc("POST /api/v1/server/stop", answer(s.stopped))
+	api.HandleFunc("POST /api/v1/deliveries", owners(answer(s.start)))
+	api.HandleFunc("GET /api/v1/deliveries", some(answer(s.list)))
+	api.HandleFunc("GET /api/v1/deliveries/{id}", some(answer(s.get)))
+	api.HandleFunc("GET /api/v1/deliveries/{id}/journal", owners(answer(s.journal)))
+	api.HandleFunc("POST /api/v1/deliveries/{id}/signals", some(answer(s.signal)))
+	api.HandleFunc("GET /api/v1/deliveries/{id}/watch", some(s.watch))
+	api.HandleFunc("GET /api/v1/server", some(answer(s.about)))
+	api.HandleFunc("POST /api/v1/server/stop", owners(answer(s.stopped)))
 	mux := http.NewServeMux()
 	mux.Handle("/api/", needsCaller(api))
 	mux.Handle("GET /metrics", s.metrics.handler())
@@ -156,11 +156,15 @@ func (s *Server) list(r *http.Request) ([]store.Delivery, error) {
 	if all == nil {
 		all = []store.Delivery{}
 	}
+	for i, d := range all {
+		all[i] = shown(r.Context(), d)
+	}
 	return all, err
 }
 
 func (s *Server) get(r *http.Request) (store.Delivery, error) {
-	return s.work.Store.Load(r.Context(), r.PathValue("id"))
+	d, err := s.work.Store.Load(r.Context(), r.PathValue("id"))
+	return shown(r.Context(), d), err
 }
 
 func (s *Server) journal(r *http.Request) ([]store.Record, error) {
@@ -186,6 +190,9 @@ func (s *Server) signal(r *http.Request) (sent, error) {
 	}
 	if sig.Kind == delivery.Callback {
 		return sent{}, fault.Newf(fault.Denied, "a callback comes by the URL that its webhook was given")
+	}
+	if err := s.decides(r.Context(), r.PathValue("id"), sig); err != nil {
+		return sent{}, err
 	}
 	by := caller(r.Context())
 	sig.By, sig.At = by.user, time.Time{}

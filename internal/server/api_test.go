@@ -142,23 +142,39 @@ func TestWhoApproves(t *testing.T) {
 }
 
 // userEnv makes the test binary be a client of that directory that approves.
-const userEnv = "SLUICE_TEST_APPROVE"
+const (
+	userEnv  = "SLUICE_TEST_ANOTHER"
+	userAsks = "SLUICE_TEST_ASKS"
+)
 
-// askAsAnother approves step a of delivery one and prints the error.
+// askAsAnother asks for one thing and prints the error.
 func askAsAnother() {
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	c, err := server.Connect(ctx, os.Getenv(userEnv))
-	if err == nil {
+	switch what := os.Getenv(userAsks); {
+	case err != nil:
+	case what == "get":
+		d, e := c.Get(ctx, "one")
+		fmt.Printf("sees %d step of %s\n", len(d.Spec.Graph.Nodes), d.Spec.ID)
+		err = e
+	case what == "start":
+		err = c.Start(ctx, delivery.Spec{ID: "other", Application: "other"})
+	case what == "stop":
+		_, err = c.Stop(ctx)
+	case what == "cancel":
+		_, err = c.Signal(ctx, "one", delivery.Signal{Key: "cancel", Kind: delivery.CancelAll})
+	default:
 		_, err = c.Signal(ctx, "one", delivery.Signal{Key: "approve/a", Kind: delivery.Approve, Path: "a", By: "root", Data: map[string]string{"roles": "owner,dba"}})
 	}
 	fmt.Println(err)
 }
 
-// TestRolesOfAnotherUser approves as another user of the machine, who is let to the socket. It needs root to become one.
+// TestRolesOfAnotherUser does what roles permit as another user of the machine: of the group that may connect, and not of it.
+// It needs root to become one.
 func TestRolesOfAnotherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can become another user; TestWhoApproves has covered this one's own roles")
+		t.Skip("only root can become another user; TestWhoApproves has covered this one's own roles, and TestRights all others'")
 	}
 	name := os.Getenv("SLUICE_TEST_USER")
 	if name == "" {
@@ -168,12 +184,17 @@ func TestRolesOfAnotherUser(t *testing.T) {
 	if err != nil {
 		t.Fatalf("the tests need a user to run servers as: useradd --system %s (%v)", name, err)
 	}
+	group, err := user.LookupGroupId(other.Gid)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var roles atomic.Pointer[map[string][]string]
-	roles.Store(&map[string][]string{name: {"intern"}})
-	c, dir := inProcess(t, server.Options{Roles: func(u string) []string { return (*roles.Load())[u] }})
+	roles.Store(&map[string][]string{})
+	_, closed := inProcess(t, server.Options{})
+	c, dir := inProcess(t, server.Options{SocketGroup: group.Name, Roles: func(u string) []string { return (*roles.Load())[u] }})
 	start(t, c, spec("one", node(t, "a", plan.KindApproval, plan.ApprovalArgs{Roles: []string{"dba"}})))
 	until(t, c, "one", waits("a"))
-	approve := func() string {
+	ask := func(dir, what string) string {
 		t.Helper()
 		uid, _ := strconv.Atoi(other.Uid)
 		gid, _ := strconv.Atoi(other.Gid)
@@ -182,7 +203,7 @@ func TestRolesOfAnotherUser(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd := exec.CommandContext(limited(t), self)
-		cmd.Env = []string{userEnv + "=" + dir}
+		cmd.Env = []string{userEnv + "=" + dir, userAsks + "=" + what}
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 		out, err := cmd.CombinedOutput()
@@ -191,23 +212,67 @@ func TestRolesOfAnotherUser(t *testing.T) {
 		}
 		return string(out)
 	}
-	open(t, dir)
-	if out := approve(); !strings.Contains(out, "no server runs") {
-		t.Errorf("another user reached the socket: %s", out)
-	}
-	if err := os.Chmod(filepath.Join(dir, "server.sock"), 0o666); err != nil {
-		t.Fatal(err)
-	}
-	if out := approve(); !strings.Contains(out, name+" has none of the roles") {
-		t.Errorf("without the role: %s", out)
-	}
-	roles.Store(&map[string][]string{name: {"intern", "dba"}})
-	if out := approve(); strings.TrimSpace(out) != "<nil>" {
-		t.Errorf("with the role: %s", out)
+	open(t, closed)
+	open(t, filepath.Dir(dir))
+	for _, x := range []struct {
+		roles            []string
+		dir, asks, wants string
+	}{
+		{dir: closed, asks: "approve", wants: "is closed to this user"},
+		{dir: dir, asks: "approve", wants: name + " has no role here and may do nothing"},
+		{dir: dir, asks: "get", wants: name + " has no role here and may do nothing"},
+		{roles: []string{"intern"}, dir: dir, asks: "get", wants: "sees 1 step of one"},
+		{roles: []string{"intern"}, dir: dir, asks: "approve", wants: name + " has none of the roles"},
+		{roles: []string{"intern"}, dir: dir, asks: "cancel", wants: "this needs the role owner"},
+		{roles: []string{"intern", "dba"}, dir: dir, asks: "start", wants: "this needs the role owner"},
+		{roles: []string{"intern", "dba"}, dir: dir, asks: "stop", wants: "this needs the role owner"},
+		{roles: []string{"intern", "dba"}, dir: dir, asks: "approve", wants: "<nil>"},
+		{roles: []string{"owner"}, dir: dir, asks: "start", wants: "<nil>"},
+	} {
+		roles.Store(&map[string][]string{name: x.roles})
+		if out := ask(x.dir, x.asks); !strings.Contains(out, x.wants) {
+			t.Errorf("%s with the roles %v: %s", x.asks, x.roles, out)
+		}
 	}
 	d := until(t, c, "one", done)
 	if sig := d.Status.Nodes["a"].Signals; len(sig) != 1 || sig[0].By != name || sig[0].Data["roles"] != "intern,dba" {
 		t.Errorf("%+v", sig)
+	}
+}
+
+// TestSocketGroup lets this user's own group connect, which every user may do.
+func TestSocketGroup(t *testing.T) {
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := user.LookupGroupId(me.Gid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]struct{ dir, socket os.FileMode }{"": {0o700, 0o600}, group.Name: {0o710, 0o660}} {
+		dir := filepath.Join(t.TempDir(), "data")
+		s, err := server.Open(server.Options{Dir: dir, SocketGroup: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for path, mode := range map[string]os.FileMode{dir: want.dir, filepath.Join(dir, "server.sock"): want.socket} {
+			i, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if path == dir && os.Geteuid() == 0 {
+				mode |= 0o011 // pods of other users pass through root's
+			}
+			if i.Mode().Perm() != mode {
+				t.Errorf("group %q: %s has mode %v, not %v", name, path, i.Mode().Perm(), mode)
+			}
+		}
+	}
+	_, err = server.Open(server.Options{Dir: t.TempDir(), SocketGroup: "no-such-group"})
+	if err == nil || !strings.Contains(err.Error(), `server.socketGroup is "no-such-group"`) {
+		t.Errorf("a group that there is not: %v", err)
 	}
 }
 

@@ -55,6 +55,9 @@ func Connect(ctx context.Context, dir string) (*Client, error) {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, fault.Newf(fault.NotFound, "no server runs in %s", dir)
 	}
+	if e := c.barred(err); e != nil {
+		return nil, e
+	}
 	if err != nil {
 		return nil, fault.Newf(fault.NotFound, "no server runs in %s: %w", dir, err)
 	}
@@ -149,6 +152,15 @@ func gone(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	return fault.Newf(fault.Transient, "%w: %w", errGone, err)
+}
+
+// barred explains why this user cannot reach the server of a directory, nil where that is not the reason.
+func (c *Client) barred(err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	return fault.WithRemedy(fault.Newf(fault.Denied, "the server of %s is closed to this user: %w", c.dir, err),
+		"its owner opens it with server.socketGroup in sluice.yaml, and gives roles there; the folders above must let this user pass")
 }
 
 // send makes a request and returns its answer if it is one of success.

@@ -35,8 +35,15 @@ func EnsureRunning(ctx context.Context, dir string, command []string) (*Client, 
 		return nil, err
 	}
 	c := newClient(dir, command)
-	if c.answers(ctx) == nil {
+	err = c.answers(ctx)
+	if err == nil {
 		return c, nil
+	}
+	if e := c.barred(err); e != nil {
+		return nil, e
+	}
+	if own, err := owner(dir); err == nil && os.Geteuid() != 0 && int(own) != os.Geteuid() {
+		return nil, fault.WithRemedy(fault.Newf(fault.NotFound, "no server runs in %s, which belongs to %s", dir, userName(own)), "ask for it to be started")
 	}
 	return c, c.startServer(ctx)
 }

@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -43,6 +44,36 @@ func directory(dir string) error {
 	}
 	if err := os.MkdirAll(dir, mode); err != nil {
 		return fault.WithRemedy(fmt.Errorf("make the data directory: %w", err), "choose another one with --data DIR")
+	}
+	return nil
+}
+
+// share lets the members of a group reach the socket: they may pass through the directory, and connect. What else lies there
+// is closed to them by itself. Which of them may do what is decided by their roles.
+func share(dir, group string) error {
+	if group == "" {
+		return nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return fault.WithRemedy(fault.Newf(fault.Invalid, "server.socketGroup is %q: %w", group, err), "make the group, or name one that there is")
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return fmt.Errorf("group %s has the id %q: %w", group, g.Gid, err)
+	}
+	i, err := os.Stat(dir)
+	if err == nil {
+		err = os.Chown(dir, -1, gid)
+	}
+	if err == nil {
+		err = os.Chmod(dir, i.Mode().Perm()|0o010)
+	}
+	if err == nil {
+		err = unixsocket.Share(filepath.Join(dir, socketFile), gid)
+	}
+	if err != nil {
+		return fault.WithRemedy(fault.Newf(fault.Denied, "let group %s connect to the server: %w", group, err), "run the server as a member of the group, or as root")
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type Options struct {
 	Dir         string // data directory
 	Listen      string // host:port; "" is DefaultListen
 	ExternalURL string // what callback URLs begin with; "" is the address that is listened on
+	SocketGroup string // whose members may connect to the socket; "" is nobody but the owner
 	Roles       func(user string) []string
 	Log         *slog.Logger
 }
@@ -104,6 +105,9 @@ func (s *Server) open() error {
 		return err
 	}
 	if s.unix, err = unixsocket.Listen(filepath.Join(s.o.Dir, socketFile)); err != nil {
+		return err
+	}
+	if err := share(s.o.Dir, s.o.SocketGroup); err != nil {
 		return err
 	}
 	s.metrics = newMeters()

@@ -118,6 +118,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) {
 		refuse(w, status(err), err)
 		return
 	}
+	d = shown(ctx, d)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := stream{enc: json.NewEncoder(w), ctrl: http.NewResponseController(w)}
 	if out.send(frame{Spec: &d.Spec, Delivery: &standing{d.Status, d.Revision, d.Signals}}) != nil {
@@ -150,6 +151,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) {
 				s.o.Log.Error("a watch breaks off", "delivery", id, "error", err)
 				return
 			}
+			d = shown(ctx, d)
 			frames = append(frames, frame{Delivery: &standing{d.Status, d.Revision, d.Signals}})
 		}
 		for _, x := range frames {

@@ -40,7 +40,7 @@ func Serve(ctx context.Context, o Options) (err error) {
 	if listen == "" {
 		listen = c.Server.Listen
 	}
-	srv, err := server.Open(server.Options{Dir: o.Dir, Listen: listen, ExternalURL: c.Server.ExternalURL, Log: o.Log,
+	srv, err := server.Open(server.Options{Dir: o.Dir, Listen: listen, ExternalURL: c.Server.ExternalURL, SocketGroup: c.Server.SocketGroup, Log: o.Log,
 		Roles: func(user string) []string { return o.Config.Current().RolesOf(user) }})
 	if err != nil {
 		return err
