@@ -21,6 +21,9 @@ func data(d *Data) value {
 
 var workloadName = regexp.MustCompile(`(?i)^(statefulset|deployment)/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 
+// Unenforced is written where copies may reach production.
+const Unenforced = "unenforced"
+
 func database(d *Database) value {
 	return object("database", "A database that is copied, verified and upgraded.", func(o *fields) {
 		o.key("name", declares(&d.Name, databaseNames), "Its name.").required()
@@ -29,6 +32,8 @@ func database(d *Database) value {
 		workload := o.key("workload", textOf(&d.Workload), "statefulset/NAME: its claims are what is copied.").required()
 		connection := o.key("connection", templateOf(&d.Connection, inConnection), "Its URL; the host is a Service of the workload.").required()
 		after := o.key("markAfter", textOf(&d.MarkAfter), "A workload whose own start migrates.")
+		o.key("quarantine", oneOf(&d.Quarantine, Unenforced), "unenforced accepts in writing that the network of a cluster does not keep copies from reaching production.")
+		o.key("sidecars", listOf(&d.Sidecars, textOf), "Init and side containers that copies run, too; without it they run the first container alone.")
 		o.key("upgrade", upgrade(&d.Upgrade), "How it is upgraded in production.")
 		o.check(func(r *reader) {
 			d.Pos = o.at

@@ -212,7 +212,7 @@ targets:
         - maskData: {database: orders, mask: k}
 data:
   databases:
-    - {name: orders, engine: MongoDB, target: production, workload: statefulset/mongo, connection: 'mongodb://{{secrets.u}}:{{secrets.p}}@mongo:27017/', markAfter: deployment/web,
+    - {name: orders, engine: MongoDB, target: production, workload: statefulset/mongo, connection: 'mongodb://{{secrets.u}}:{{secrets.p}}@mongo:27017/', markAfter: deployment/web, quarantine: unenforced, sidecars: [exporter],
        upgrade: {deadline: {duration: 5, unit: minutes}, bake: {duration: 1, unit: days}, maxLost: 2, contract: c}}
   contracts: [{name: c, describe: d, exclude: [a.b]}]
   checks: [{name: totals, database: orders, query: q, equals: 0}]
@@ -234,7 +234,7 @@ data:
 		{*production.BeforeDeployment[2].MaskData, MaskData{"orders", "k"}},
 		{f.Data, Data{
 			Databases: []Database{{Pos{25, 7}, "orders", "mongodb", "production", "statefulset/mongo", "mongodb://{{secrets.u}}:{{secrets.p}}@mongo:27017/",
-				"deployment/web",
+				"deployment/web", Unenforced, []string{"exporter"},
 				Upgrade{5 * time.Minute, 24 * time.Hour, 2, "c"}}},
 			Contracts: []Contract{{Pos{27, 15}, "c", "d", []string{"a.b"}, nil}},
 			Checks:    []Check{{Pos{28, 12}, "totals", "orders", "q", &zero}},

@@ -284,10 +284,12 @@ type Database struct {
 	Pos        Pos
 	Name       string
 	Engine     string
-	Target     string // where the live one runs
-	Workload   string // statefulset/NAME
-	Connection string // its host is a Service of the workload
-	MarkAfter  string // a workload whose own start migrates
+	Target     string   // where the live one runs
+	Workload   string   // statefulset/NAME
+	Connection string   // its host is a Service of the workload
+	MarkAfter  string   // a workload whose own start migrates
+	Quarantine string   // "unenforced": that copies can reach production is accepted
+	Sidecars   []string // containers that copies run besides the first
 	Upgrade    Upgrade
 }
 

@@ -87,7 +87,7 @@ production/deploy/promote < production/deploy/canary/1-weight`)
 	db := Database{Name: "orders", Engine: "mongodb", Account: "l", Namespace: "shop", Workload: manifest.Ref{Kind: "StatefulSet", Name: "mongo"},
 		Connection: "mongodb://{{secrets.user}}:{{secrets.password}}@mongo:27017/"}
 	c := args[CopyArgs](t, g, "staging/before/1-copyData")
-	if c.Database != db || c.To != (Site{"l", "staging"}) || refsOf(c.Objects) != "ConfigMap/mongo-settings PersistentVolumeClaim/data Service/mongo StatefulSet/mongo" {
+	if !reflect.DeepEqual(c.Database, db) || c.To != (Site{"l", "staging"}) || refsOf(c.Objects) != "ConfigMap/mongo-settings PersistentVolumeClaim/data Service/mongo StatefulSet/mongo" {
 		t.Errorf("copied is %+v with %s", c.Database, refsOf(c.Objects))
 	}
 	v := args[DataArgs](t, g, "staging/after/1/1-verifyData")

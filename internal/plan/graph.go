@@ -208,7 +208,9 @@ type Database struct {
 	Account    string       `json:"account"`   // where production's runs
 	Namespace  string       `json:"namespace"` //
 	Workload   manifest.Ref `json:"workload"`
-	Connection string       `json:"connection"` // template; its host is a Service
+	Connection string       `json:"connection"`           // template; its host is a Service
+	Unenforced bool         `json:"unenforced,omitempty"` // that copies can reach production is accepted in writing
+	Sidecars   []string     `json:"sidecars,omitempty"`   // containers that copies run besides the first
 }
 
 // Site is a place in an account.

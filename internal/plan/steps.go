@@ -174,7 +174,8 @@ func (b *targetPlan) database(name string) (Database, error) {
 			return Database{}, fault.Newf(fault.Invalid, "database %s: workload %q is not statefulset/NAME or deployment/NAME", name, d.Workload)
 		}
 		return Database{Name: d.Name, Engine: d.Engine, Account: site.Account, Namespace: site.Namespace,
-			Workload: manifest.Ref{Kind: kinds[strings.ToLower(kind)], Name: workload}, Connection: d.Connection}, nil
+			Workload: manifest.Ref{Kind: kinds[strings.ToLower(kind)], Name: workload}, Connection: d.Connection,
+			Unenforced: d.Quarantine == deployfile.Unenforced, Sidecars: d.Sidecars}, nil
 	}
 	return Database{}, fault.Newf(fault.Invalid, "there is no database named %q in data.databases", name)
 }
