@@ -74,9 +74,12 @@ func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	if a.To.Account != a.Database.Account {
-		return step.Outcome{}, fault.Newf(fault.Invalid, "database %s runs in account %q and the twins belong in %q: copies between accounts are not built yet",
-			a.Database.Name, a.Database.Account, a.To.Account)
+	to, err := st.at(a.To.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if err := reaches(p, to, a.Database); err != nil {
+		return step.Outcome{}, err
 	}
 	live, err := st.live(ctx, p, a.Database)
 	if err != nil {
@@ -96,17 +99,22 @@ func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 			return step.Outcome{}, err
 		}
 	}
-	if err := st.recover(ctx, c, p, a, live, &s); err != nil {
-		return step.Outcome{}, err
-	}
-	if err := st.candidate(ctx, c, p, a, target, &s); err != nil {
-		return step.Outcome{}, err
-	}
-	base, err := p.find(ctx, c.Delivery, s.baseID(c.Key))
+	others, err := st.others(ctx, a.Database)
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	err = st.raise(ctx, c, p, a.Database, raising{namespace: s.Control.Namespace, from: base, workload: live.workload, objects: live.bundle(),
+	sides := copying{from: p, to: to, others: others}
+	if err := st.recover(ctx, c, sides, a, live, &s); err != nil {
+		return step.Outcome{}, err
+	}
+	if err := st.candidate(ctx, c, sides, a, target, &s); err != nil {
+		return step.Outcome{}, err
+	}
+	base, err := to.find(ctx, c.Delivery, s.baseID(c.Key))
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	err = st.raise(ctx, c, to, a.Database, raising{namespace: s.Control.Namespace, others: others, from: base, workload: live.workload, objects: live.bundle(),
 		role: database.Control, copyID: c.Key + "/control", upKey: fmt.Sprintf("%s/control/up/%d", c.Key, s.Try), timeout: a.Timeout})
 	if err != nil {
 		return step.Outcome{}, fmt.Errorf("control: %w", err)
@@ -115,6 +123,26 @@ func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	out.Evidence = map[string]any{"level": s.Cut.Level, "method": s.Cut.Method, "bytes": s.Cut.Bytes, "heldMillis": s.Cut.Held.Milliseconds(),
 		"relations": len(s.Cut.Census.Relations), "version": live.images(), "notes": append(s.Cut.Notes, s.Launch.Notes...)}
 	return out, nil
+}
+
+// copying is where a copy comes from and goes to.
+type copying struct {
+	from, to place
+	others   []platform.Endpoint // what no copy must reach
+}
+
+// reaches refuses copies that no driver carries: a directory of this machine is behind the claims of its own account only.
+func reaches(from, to place, db plan.Database) error {
+	if from.account == to.account {
+		return nil
+	}
+	for _, p := range []place{from, to} {
+		if _, ok := p.Platform.(volume.Binder); ok {
+			return fault.Newf(fault.Invalid, "database %s runs in account %q and the twins belong in %q: copies from or to another account are built for clusters only",
+				db.Name, from.account, to.account)
+		}
+	}
+	return nil
 }
 
 // beside returns the site of copies with one purpose.
@@ -141,16 +169,17 @@ func cutID(key string, try int) string { return fmt.Sprintf("%s/cut/%d", key, tr
 
 // recover makes the base: production's own version starts on a clone of the copy, is held against the census, and is
 // stopped cleanly.
-func (st copyData) recover(ctx context.Context, c step.Call, p place, a plan.CopyArgs, l live, s *copied) error {
+func (st copyData) recover(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, l live, s *copied) error {
 	if s.Based {
 		return nil
 	}
-	from, err := p.find(ctx, c.Delivery, s.Cut.ID)
+	p := sides.to
+	from, err := sides.from.find(ctx, c.Delivery, s.Cut.ID)
 	if err != nil {
 		return err
 	}
 	at := beside(a.To, "base")
-	r := raising{namespace: at.Namespace, from: from, workload: l.workload, objects: l.bundle(), role: database.Control,
+	r := raising{namespace: at.Namespace, others: sides.others, from: from, workload: l.workload, objects: l.bundle(), role: database.Control,
 		copyID: s.baseID(c.Key), upKey: fmt.Sprintf("%s/base/up/%d", c.Key, s.Try), timeout: a.Timeout}
 	if err := st.raise(ctx, c, p, a.Database, r); err != nil {
 		return fmt.Errorf("recover the copy: %w", err)
@@ -175,12 +204,13 @@ func (st copyData) recover(ctx context.Context, c step.Call, p place, a plan.Cop
 
 // candidate binds the claims that the target's workload mounts to a clone of the base. What ran on them is stopped
 // first, and copies that an earlier delivery left there are deleted.
-func (st copyData) candidate(ctx context.Context, c step.Call, p place, a plan.CopyArgs, target workload, s *copied) error {
+func (st copyData) candidate(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, target workload, s *copied) error {
 	if s.Candidate {
-		return p.forget(ctx, s.Earlier)
+		return sides.forget(ctx, s.Earlier)
 	}
+	p := sides.to
 	// Kept before the claims are bound anew, because afterwards nothing tells what they were bound to.
-	earlier, err := st.earlier(ctx, c, p, a, target)
+	earlier, err := st.earlier(ctx, c, sides, a, target)
 	if err != nil {
 		return err
 	}
@@ -199,15 +229,15 @@ func (st copyData) candidate(ctx context.Context, c step.Call, p place, a plan.C
 	if err != nil {
 		return err
 	}
-	if s.Launch, err = st.ready(ctx, c, p, a.Database, raising{namespace: a.To.Namespace, from: base, workload: target,
-		role: database.Candidate, copyID: c.Key + "/candidate"}); err != nil {
+	if s.Launch, err = st.ready(ctx, c, p, a.Database, raising{namespace: a.To.Namespace, target: true, replace: a.Replace, others: sides.others, from: base,
+		workload: target, role: database.Candidate, copyID: c.Key + "/candidate"}); err != nil {
 		return err
 	}
 	s.Candidate = true
 	if err := c.Save(ctx, *s); err != nil {
 		return err
 	}
-	return p.forget(ctx, s.Earlier)
+	return sides.forget(ctx, s.Earlier)
 }
 
 // vacate stops a workload that still runs on the claims which are about to be bound anew.
@@ -232,43 +262,68 @@ func (b base) vacate(ctx context.Context, c step.Call, p place, ref manifest.Ref
 	return step.Await(ctx, p, time.Minute, "stopped", []manifest.Ref{ref}, step.Stopped)
 }
 
-// earlier returns the copies that are bound to the target's claims now. A claim that Sluice did not make is refused.
-func (st copyData) earlier(ctx context.Context, c step.Call, p place, a plan.CopyArgs, target workload) ([]copyName, error) {
-	bind, err := optional[volume.Binder](p, "tell the directories behind claims")
-	if err != nil {
-		return nil, err
+// earlier returns the copies that are bound to the target's claims now, with what they were cloned from. A claim that Sluice
+// did not make is refused.
+func (st copyData) earlier(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, target workload) ([]copyName, error) {
+	all, err := sides.to.volumes.List(ctx, "")
+	if err == nil && sides.from.account != sides.to.account {
+		var there []volume.Copy
+		there, err = sides.from.volumes.List(ctx, "")
+		all = append(all, there...)
 	}
-	all, err := p.volumes.List(ctx, "")
 	if err != nil {
 		return nil, err
 	}
 	var found []copyName
 	for _, claim := range target.claims {
-		pl := volume.Place{Account: p.account, Namespace: a.To.Namespace, Claim: claim}
-		dir, err := bind.Bound(ctx, pl)
+		pl := volume.Place{Account: sides.to.account, Namespace: a.To.Namespace, Claim: claim}
+		bound, err := boundTo(ctx, sides.to, all, pl)
 		if fault.Is(err, fault.NotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		made := false
-		for _, k := range all {
-			for _, d := range k.Info().Dirs {
-				if d == dir {
-					made = true
-					if k.Info().Owner != c.Delivery {
-						found = append(found, withParents(all, k)...)
-					}
-				}
+		for _, k := range bound {
+			if k.Info().Owner != c.Delivery {
+				found = append(found, withParents(all, k)...)
 			}
 		}
-		if !made && !a.Replace {
+		if len(bound) == 0 && !a.Replace {
 			return nil, fault.WithRemedy(fault.Newf(fault.Denied, "claim %s of namespace %s was not made by Sluice", claim, a.To.Namespace),
 				"set `replace: true` in copyData to bind it to the copy instead; its files are kept")
 		}
 	}
 	return found, nil
+}
+
+// boundTo returns the copies that a claim is bound to, none where it is not Sluice's, or an error of kind NotFound.
+func boundTo(ctx context.Context, p place, all []volume.Copy, claim volume.Place) ([]volume.Copy, error) {
+	holds := func(i volume.CopyInfo) bool {
+		return slices.ContainsFunc(i.Places, func(pl volume.Place) bool { return pl.Bare() == claim })
+	}
+	if bind, ok := p.Platform.(volume.Binder); ok {
+		dir, err := bind.Bound(ctx, claim)
+		if err != nil {
+			return nil, err
+		}
+		holds = func(i volume.CopyInfo) bool { return slices.Contains(i.Dirs, dir) }
+	} else {
+		get, err := optional[platform.Getter](p, "read live objects")
+		if err != nil {
+			return nil, err
+		}
+		if _, err := get.Get(ctx, manifest.Ref{Kind: "PersistentVolumeClaim", Namespace: claim.Namespace, Name: claim.Claim}); err != nil {
+			return nil, err
+		}
+	}
+	var out []volume.Copy
+	for _, k := range all {
+		if holds(k.Info()) {
+			out = append(out, k)
+		}
+	}
+	return out, nil
 }
 
 // withParents names a copy and those that it was cloned from.
@@ -284,9 +339,14 @@ func withParents(all []volume.Copy, k volume.Copy) []copyName {
 
 // forget deletes copies of ended deliveries, clones first, as far as nothing else needs them. Those that are gone already
 // are well.
-func (p place) forget(ctx context.Context, copies []copyName) error {
+func (s copying) forget(ctx context.Context, copies []copyName) error {
 	for _, k := range copies {
+		p := s.to
 		found, err := p.find(ctx, k.Owner, k.ID)
+		if fault.Is(err, fault.NotFound) {
+			p = s.from // where the cut is
+			found, err = p.find(ctx, k.Owner, k.ID)
+		}
 		if fault.Is(err, fault.NotFound) {
 			continue
 		}
@@ -319,21 +379,29 @@ func (st copyData) Clean(ctx context.Context, c step.Call) (step.Outcome, error)
 	if err != nil {
 		return step.Outcome{}, err
 	}
+	to, err := st.at(a.To.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
 	live, err := st.live(ctx, p, a.Database)
 	if err != nil {
 		return step.Outcome{}, err
 	}
 	for _, purpose := range []string{"control", "base"} {
-		if err := st.stop(ctx, c, p, beside(a.To, purpose).Namespace, live.bundle(), c.Key+"/clean/"+purpose); err != nil {
+		if err := st.stop(ctx, c, to, beside(a.To, purpose).Namespace, live.bundle(), c.Key+"/clean/"+purpose); err != nil {
 			return step.Outcome{}, err
 		}
 	}
 	gone := []string{c.Key + "/control"}
 	if !s.Candidate {
 		gone = append(gone, c.Key+"/candidate", s.baseID(c.Key))
-		for try := s.Try; try > 0; try-- {
-			gone = append(gone, cutID(c.Key, try))
-		}
+	}
+	if err := to.discard(ctx, c.Delivery, gone...); err != nil || s.Candidate {
+		return step.Done(delivery.Pass, ""), err
+	}
+	gone = nil
+	for try := s.Try; try > 0; try-- {
+		gone = append(gone, cutID(c.Key, try))
 	}
 	return step.Done(delivery.Pass, ""), p.discard(ctx, c.Delivery, gone...)
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -82,6 +84,9 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		if same(l.workload, next) && len(jobs) == 0 {
 			return step.Done(delivery.Pass, fmt.Sprintf("%s stays on %s", a.Database.Workload, l.images())), c.Save(ctx, fenced{Unchanged: true})
 		}
+		if err := keepsClaims(l.object); err != nil {
+			return step.Outcome{}, err
+		}
 		s = fenced{Since: c.Now, Replicas: int(l.replicas), Sources: l.sources, Old: l.bundle()}
 		for _, o := range l.services {
 			s.Services = append(s.Services, manifest.Ref{Kind: "Service", Namespace: a.Database.Namespace, Name: o.GetName()})
@@ -98,6 +103,16 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		return step.Outcome{}, err
 	}
 	return step.Done(delivery.Pass, fmt.Sprintf("nobody can write to %s since %s", a.Database.Name, s.Since.Format(time.TimeOnly))), nil
+}
+
+// keepsClaims refuses a workload that would lose its claims when it is stopped, before anything of it is closed.
+func keepsClaims(o manifest.Object) error {
+	when, _, _ := unstructured.NestedString(o.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenScaled")
+	if when != "Delete" {
+		return nil
+	}
+	return fault.WithRemedy(fault.Newf(fault.Invalid, "%s cannot be stopped: its persistentVolumeClaimRetentionPolicy deletes the claims, and the data with them", o.Ref()),
+		"set whenScaled: Retain in its persistentVolumeClaimRetentionPolicy")
 }
 
 // shut closes the Services and stops the workload.

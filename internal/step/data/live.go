@@ -3,7 +3,6 @@ package data
 import (
 	"context"
 	"fmt"
-	"reflect"
 	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -21,6 +20,7 @@ type workload struct {
 	object   manifest.Object
 	template corev1.PodTemplateSpec
 	claims   []string
+	volumes  []string // what the pod calls them, parallel to claims
 	replicas int32
 }
 
@@ -44,7 +44,7 @@ func readWorkload(o manifest.Object) (workload, error) {
 		}
 		w.template, replicas = s.Spec.Template, s.Spec.Replicas
 		for _, t := range s.Spec.VolumeClaimTemplates {
-			w.claims = append(w.claims, fmt.Sprintf("%s-%s-0", t.Name, o.GetName()))
+			w.claims, w.volumes = append(w.claims, fmt.Sprintf("%s-%s-0", t.Name, o.GetName())), append(w.volumes, t.Name)
 		}
 	case "Deployment":
 		var d appsv1.Deployment
@@ -60,7 +60,7 @@ func readWorkload(o manifest.Object) (workload, error) {
 	}
 	for _, v := range w.template.Spec.Volumes {
 		if v.PersistentVolumeClaim != nil {
-			w.claims = append(w.claims, v.PersistentVolumeClaim.ClaimName)
+			w.claims, w.volumes = append(w.claims, v.PersistentVolumeClaim.ClaimName), append(w.volumes, v.Name)
 		}
 	}
 	if w.replicas > 1 {
@@ -111,26 +111,16 @@ func (b base) live(ctx context.Context, p place, db plan.Database) (live, error)
 	if l.configs, err = configs(ctx, get, db.Namespace, l.template.Spec); err != nil {
 		return l, err
 	}
-	bind, err := optional[volume.Binder](p, "tell the directories behind claims")
-	if err != nil {
-		return l, err
-	}
 	for _, c := range l.claims {
-		dir, err := bind.Bound(ctx, volume.Place{Account: p.account, Namespace: db.Namespace, Claim: c})
-		if err != nil {
-			return l, fmt.Errorf("claim %s of %s: %w", c, ref, err)
+		from := volume.Source{Account: p.account, Namespace: db.Namespace, Claim: c}
+		if bind, ok := p.Platform.(volume.Binder); ok {
+			if from.Dir, err = bind.Bound(ctx, volume.Place{Account: p.account, Namespace: db.Namespace, Claim: c}); err != nil {
+				return l, fmt.Errorf("claim %s of %s: %w", c, ref, err)
+			}
 		}
-		l.sources = append(l.sources, volume.Source{Account: p.account, Namespace: db.Namespace, Claim: c, Dir: dir})
+		l.sources = append(l.sources, from)
 	}
 	return l, nil
-}
-
-func (l live) dirs() []string {
-	var dirs []string
-	for _, s := range l.sources {
-		dirs = append(dirs, s.Dir)
-	}
-	return dirs
 }
 
 // configs returns the ConfigMaps and Secrets that a pod names and no others.
@@ -195,13 +185,6 @@ func split(objects []manifest.Object, ref manifest.Ref) (w workload, rest, jobs 
 		err = fault.Newf(fault.NotFound, "the manifests hold no %s", ref)
 	}
 	return w, rest, jobs, err
-}
-
-// same reports whether two workloads would run the same pods. Annotations and labels that Sluice or a platform adds do
-// not count.
-func same(a, b workload) bool {
-	x, y := a.template.DeepCopy(), b.template.DeepCopy()
-	return reflect.DeepEqual(x.Spec, y.Spec) && a.replicas == b.replicas
 }
 
 // images names what a workload runs.

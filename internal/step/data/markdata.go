@@ -83,7 +83,11 @@ func (st markData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 }
 
 func (st markData) raiseMark(ctx context.Context, c step.Call, p place, a plan.DataArgs, l live, from volume.Copy, s *marked) error {
-	err := st.raise(ctx, c, p, a.Database, raising{namespace: s.Site.Namespace, from: from, workload: l.workload, objects: l.bundle(),
+	others, err := st.others(ctx, a.Database)
+	if err != nil {
+		return err
+	}
+	err = st.raise(ctx, c, p, a.Database, raising{namespace: s.Site.Namespace, others: others, from: from, workload: l.workload, objects: l.bundle(),
 		role: database.Candidate, copyID: s.copyID(c.Key), upKey: fmt.Sprintf("%s/up/%d", c.Key, s.Try), timeout: a.Timeout})
 	if err != nil {
 		return fmt.Errorf("mark: %w", err)

@@ -77,8 +77,12 @@ func (st rehearse) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	l := &legs{base: st.base, c: c, p: p, a: a}
-	if l.old, err = st.live(ctx, p, a.Database); err != nil {
+	production, err := st.at(a.Database.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	l := &legs{base: st.base, c: c, p: p, production: production, a: a}
+	if l.old, err = st.live(ctx, production, a.Database); err != nil {
 		return step.Outcome{}, err
 	}
 	if l.next, _, _, err = split(a.Objects, a.Database.Workload); err != nil {
@@ -125,14 +129,15 @@ func (st rehearse) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 // legs is one rehearsal under way.
 type legs struct {
 	base
-	c    step.Call
-	p    place
-	a    plan.DataArgs
-	at   plan.Site
-	try  int
-	n    int // of the Apply calls of this entry
-	old  live
-	next workload
+	c          step.Call
+	p          place
+	production place
+	a          plan.DataArgs
+	at         plan.Site
+	try        int
+	n          int // of the Apply calls of this entry
+	old        live
+	next       workload
 }
 
 func (l *legs) key(what string) string {
@@ -161,7 +166,11 @@ func (l *legs) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	launch, err := l.ready(ctx, l.c, l.p, l.a.Database, raising{namespace: l.at.Namespace, from: from, workload: l.next,
+	others, err := l.others(ctx, l.a.Database)
+	if err != nil {
+		return err
+	}
+	launch, err := l.ready(ctx, l.c, l.p, l.a.Database, raising{namespace: l.at.Namespace, others: others, from: from, workload: l.next,
 		role: database.Rehearsal, copyID: l.copyID()})
 	if err != nil {
 		return err
@@ -171,7 +180,7 @@ func (l *legs) prepare(ctx context.Context) error {
 
 // run starts a version of the database on the clone.
 func (l *legs) run(ctx context.Context, w workload, objects []manifest.Object, launch database.Launch) error {
-	return l.base.start(ctx, l.c, l.p, raising{namespace: l.at.Namespace, workload: w, objects: objects, upKey: l.key("database"), timeout: l.a.Timeout}, launch)
+	return l.base.start(ctx, l.c, l.p, l.a.Database, raising{namespace: l.at.Namespace, workload: w, objects: objects, upKey: l.key("database"), timeout: l.a.Timeout}, launch)
 }
 
 // switchTo stops the database and starts another version of it on the same volumes.
@@ -179,15 +188,11 @@ func (l *legs) switchTo(ctx context.Context, w workload, objects []manifest.Obje
 	if err := l.stop(ctx, l.c, l.p, l.at.Namespace, objects, l.key("stop")); err != nil {
 		return err
 	}
-	engine, err := l.ports.Engine(l.a.Database.Engine)
-	if err != nil {
-		return err
-	}
 	clone, err := l.p.find(ctx, l.c.Delivery, l.copyID())
 	if err != nil {
 		return err
 	}
-	launch, err := engine.Prepare(ctx, clone.Info().Dirs, database.Rehearsal)
+	launch, err := l.base.prepare(ctx, l.c, l.p, l.a.Database, w, files(clone), database.Rehearsal, l.key("prepare"))
 	if err != nil {
 		return err
 	}
@@ -214,7 +219,7 @@ func (l *legs) app(ctx context.Context) error {
 
 // oldApps returns production's live versions of the target's applications.
 func (l *legs) oldApps(ctx context.Context) ([]manifest.Object, error) {
-	get, err := optional[platform.Getter](l.p, "read live objects")
+	get, err := optional[platform.Getter](l.production, "read live objects")
 	if err != nil {
 		return nil, err
 	}
@@ -330,8 +335,12 @@ func (st rehearse) Clean(ctx context.Context, c step.Call) (step.Outcome, error)
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	l := &legs{base: st.base, c: c, p: p, a: a, at: s.Site, try: s.Try}
-	if l.old, err = st.live(ctx, p, a.Database); err != nil {
+	production, err := st.at(a.Database.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	l := &legs{base: st.base, c: c, p: p, production: production, a: a, at: s.Site, try: s.Try}
+	if l.old, err = st.live(ctx, production, a.Database); err != nil {
 		return step.Outcome{}, err
 	}
 	if err := l.stopAll(ctx); err != nil {

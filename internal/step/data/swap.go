@@ -7,6 +7,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform"
@@ -117,8 +118,10 @@ func (st swap) volumesBack(ctx context.Context, c step.Call, k fencedCall, s *sw
 	switch o.Path {
 	case R0:
 		if s.Old == "" {
-			// The swap itself may have happened without having been kept; asked again with its key it tells.
-			if known, err := st.asked(ctx, c, k); err != nil || !known {
+			// The swap itself may have begun without having been kept; then there is a copy of its key.
+			if _, err := k.p.find(ctx, c.Delivery, c.Key+"/swap"); fault.Is(err, fault.NotFound) {
+				return nil
+			} else if err != nil {
 				return err
 			}
 			s.Old = c.Key + "/swap"
@@ -131,7 +134,7 @@ func (st swap) volumesBack(ctx context.Context, c step.Call, k fencedCall, s *sw
 			return err
 		}
 	case R1Engine:
-		engine, err := st.ports.Engine(k.a.Database.Engine)
+		old, err := k.old()
 		if err != nil {
 			return err
 		}
@@ -139,7 +142,7 @@ func (st swap) volumesBack(ctx context.Context, c step.Call, k fencedCall, s *sw
 		if err != nil {
 			return err
 		}
-		if _, err := engine.Prepare(ctx, l.dirs(), database.Production); err != nil {
+		if _, err := st.prepare(ctx, c, k.p, k.a.Database, old, l.sources, database.Production, c.Key+"/r1/prepare"); err != nil {
 			return err
 		}
 	case R1App, Stayed: // undone before: the volumes stay as they are
@@ -154,22 +157,4 @@ func (st swap) volumesBack(ctx context.Context, c step.Call, k fencedCall, s *sw
 	}
 	s.Back = true
 	return c.Save(ctx, *s)
-}
-
-// asked reports whether the claims are bound to the upgraded clone.
-func (st swap) asked(ctx context.Context, c step.Call, k fencedCall) (bool, error) {
-	u, err := group[upgraded](c, k.a, "upgrade")
-	if err != nil {
-		return false, err
-	}
-	clone, err := k.p.find(ctx, c.Delivery, u.Clone)
-	if err != nil {
-		return false, err
-	}
-	l, err := st.live(ctx, k.p, k.a.Database)
-	if err != nil {
-		return false, err
-	}
-	bound, made := l.dirs(), clone.Info().Dirs
-	return len(bound) > 0 && len(made) > 0 && bound[0] == made[0], nil
 }

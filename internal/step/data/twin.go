@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -52,6 +54,9 @@ func size(bytes int64) string {
 // take copies the volumes of a running database while its writers are held. The id must not have been used by an
 // earlier entry: a copy that was cut under a hold which died with Sluice is worth nothing.
 func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, src []volume.Source, id string, maxHold time.Duration) (cut, error) {
+	if err := running(ctx, p, db, namespace); err != nil {
+		return cut{}, err
+	}
 	engine, err := b.ports.Engine(db.Engine)
 	if err != nil {
 		return cut{}, err
@@ -77,7 +82,9 @@ func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, 
 	req := database.QuiesceRequest{ID: id, URL: u, MaxHold: maxHold,
 		Atomic: able.Atomic == volume.Group || able.Atomic == volume.PerVolume && len(src) == 1}
 	for _, s := range src {
-		req.Dirs = append(req.Dirs, s.Dir)
+		if s.Dir != "" {
+			req.Dirs = append(req.Dirs, s.Dir)
+		}
 	}
 	c.Progress("copying %d volume(s) of %s by %s", len(src), db.Name, able.Method)
 	start := time.Now()
@@ -118,9 +125,35 @@ func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, 
 	return k, nil
 }
 
+// running refuses to copy a database of which nothing runs: there is nobody whose writers could be held, nor who could say
+// what the copy must hold.
+func running(ctx context.Context, p place, db plan.Database, namespace string) error {
+	within, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ref := db.Workload
+	ref.Namespace = namespace
+	states, err := p.Watch(within, []manifest.Ref{ref})
+	if err != nil {
+		return err
+	}
+	s, ok := <-states
+	switch {
+	case !ok:
+		return fault.Newf(fault.Transient, "account %s does not tell how %s is", p.account, ref)
+	case s.Replicas > 0:
+		return nil
+	case s.Reason != "":
+		return fault.Newf(fault.Invalid, "no pod of %s is ready, so there is no running database to copy: %s: %s", ref, s.Reason, s.Message)
+	}
+	return fault.WithRemedy(fault.Newf(fault.Invalid, "no pod of %s is ready, so there is no running database to copy", ref), "start it, and look whether its selector matches its pods")
+}
+
 // raising is how a copy of a database is started.
 type raising struct {
 	namespace string
+	replace   bool                // claims there that Sluice did not make are replaced
+	target    bool                // the namespace is the target's own, not one of Sluice's
+	others    []platform.Endpoint // what it must not reach
 	from      volume.Copy
 	workload  workload
 	objects   []manifest.Object
@@ -140,33 +173,39 @@ func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database,
 	if err != nil {
 		return err
 	}
-	return b.start(ctx, c, p, r, launch)
+	return b.start(ctx, c, p, db, r, launch)
 }
 
-// ready clones a copy and neutralises the clone.
+// ready clones a copy, neutralises the clone and keeps its pods from others.
 func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (database.Launch, error) {
-	engine, err := b.ports.Engine(db.Engine)
-	if err != nil {
-		return database.Launch{}, err
-	}
 	var to []volume.Place
 	for _, claim := range r.workload.claims {
-		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim})
+		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.target, Replace: r.replace})
 	}
 	clone, err := p.volumes.Clone(ctx, r.copyID, c.Delivery, r.from, to)
 	if err != nil {
 		return database.Launch{}, err
 	}
-	launch, err := engine.Prepare(ctx, clone.Info().Dirs, r.role)
-	if err != nil {
-		return launch, fmt.Errorf("prepare a copy of %s as %s: %w", db.Name, r.role, err)
-	}
-	return launch, nil
+	var launch database.Launch
+	g, within := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		launch, err = b.prepare(within, c, p, db, r.workload, files(clone), r.role, r.copyID+"/prepare")
+		if err != nil {
+			err = fmt.Errorf("prepare a copy of %s as %s: %w", db.Name, r.role, err)
+		}
+		return err
+	})
+	g.Go(func() error { return b.isolate(within, c, p, db, r.namespace, r.workload, r.others, r.copyID+"/probe") })
+	return launch, g.Wait()
 }
 
-func (b base) start(ctx context.Context, c step.Call, p place, r raising, launch database.Launch) error {
+func (b base) start(ctx context.Context, c step.Call, p place, db plan.Database, r raising, launch database.Launch) error {
+	objects, err := asCopies(r.objects, db.Sidecars)
+	if err != nil {
+		return err
+	}
 	c.Progress("starting %s in namespace %s", r.workload.images(), r.namespace)
-	_, err := p.Apply(ctx, r.upKey, r.objects, platform.Options{Namespace: r.namespace, Delivery: c.Delivery,
+	_, err = p.Apply(ctx, r.upKey, objects, platform.Options{Namespace: r.namespace, Delivery: c.Delivery,
 		Quarantine: &platform.Quarantine{Args: launch.Args, Env: launch.Env}})
 	if err != nil {
 		return err
@@ -183,6 +222,9 @@ func (b base) stop(ctx context.Context, c step.Call, p place, namespace string, 
 	var refs, pods []manifest.Ref
 	for _, o := range objects {
 		r := manifest.Ref{Kind: o.GetKind(), Namespace: namespace, Name: o.GetName()}
+		if r.Kind == "PersistentVolumeClaim" {
+			continue
+		}
 		refs = append(refs, r)
 		switch r.Kind {
 		case "StatefulSet", "Deployment", "Job":

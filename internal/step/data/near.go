@@ -1,0 +1,205 @@
+package data
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/sluice-cd/sluice/internal/database"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/volume"
+)
+
+// prepare readies volumes before a database is started on them: here, where their files are at hand, else by an errand that
+// mounts the claims where the workload will, so that a path means the same to both.
+func (b base) prepare(ctx context.Context, c step.Call, p place, db plan.Database, w workload, on []volume.Source, role database.Role, key string) (database.Launch, error) {
+	var launch database.Launch
+	r, away := p.Platform.(platform.Runner)
+	if !away {
+		engine, err := b.ports.Engine(db.Engine)
+		if err != nil {
+			return launch, err
+		}
+		var dirs []string
+		for _, s := range on {
+			dirs = append(dirs, s.Dir)
+		}
+		return engine.Prepare(ctx, dirs, role)
+	}
+	if len(on) == 0 {
+		return launch, fault.Newf(fault.Lost, "the copy of %s names no claim", db.Name)
+	}
+	e := platform.Errand{Namespace: on[0].Namespace, Delivery: c.Delivery, Mounts: w.mounts(on), Like: w.template.Spec,
+		Args: []string{"prepare", "--engine", db.Engine, "--role", string(role)}}
+	for _, m := range e.Mounts {
+		e.Args = append(e.Args, m.Path)
+	}
+	result, err := r.Run(ctx, key, e)
+	if err != nil {
+		return launch, err
+	}
+	if err := json.Unmarshal(result, &launch); err != nil {
+		return launch, fault.Newf(fault.Lost, "what was found on the volumes of %s cannot be read: %w", db.Name, err)
+	}
+	return launch, nil
+}
+
+// files returns the volumes of a clone.
+func files(clone volume.Copy) []volume.Source {
+	i := clone.Info()
+	out := make([]volume.Source, max(len(i.Places), len(i.Dirs)))
+	for n := range out {
+		if n < len(i.Places) {
+			out[n].Account, out[n].Namespace, out[n].Claim = i.Places[n].Account, i.Places[n].Namespace, i.Places[n].Claim
+		}
+		if n < len(i.Dirs) {
+			out[n].Dir = i.Dirs[n]
+		}
+	}
+	return out
+}
+
+// mounts returns where the workload's containers mount volumes, given in the order of its claims. The first container is the
+// database.
+func (w workload) mounts(on []volume.Source) []platform.Mount {
+	var out []platform.Mount
+	for i, s := range on {
+		found := false
+		for _, c := range w.template.Spec.Containers {
+			for _, m := range c.VolumeMounts {
+				if i < len(w.volumes) && m.Name == w.volumes[i] && m.SubPathExpr == "" {
+					out, found = append(out, platform.Mount{Claim: s.Claim, Path: m.MountPath, SubPath: m.SubPath}), true
+				}
+			}
+			if found {
+				break
+			}
+		}
+		if !found {
+			out = append(out, platform.Mount{Claim: s.Claim, Path: fmt.Sprintf("/volumes/%d", i)})
+		}
+	}
+	return out
+}
+
+// others returns what a copy must not reach: the Services of the running database and its pods.
+func (b base) others(ctx context.Context, db plan.Database) ([]platform.Endpoint, error) {
+	p, err := b.at(db.Account)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := p.Platform.(platform.Isolator); !ok || db.Unenforced {
+		return nil, nil
+	}
+	l, err := b.live(ctx, p, db)
+	if err != nil {
+		return nil, err
+	}
+	get, err := optional[platform.Getter](p, "read live objects")
+	if err != nil {
+		return nil, err
+	}
+	var out []platform.Endpoint
+	for _, o := range l.services {
+		e, err := endpoints(o)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e...)
+	}
+	pods, err := get.List(ctx, "Pod", db.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range pods {
+		var pod corev1.Pod
+		if err := o.Into(&pod); err != nil {
+			return nil, err
+		}
+		if pod.Status.PodIP == "" || !labels.SelectorFromSet(l.template.Labels).Matches(labels.Set(pod.Labels)) {
+			continue
+		}
+		for _, port := range l.ports() {
+			out = append(out, platform.Endpoint{What: "Pod " + db.Namespace + "/" + pod.Name, UID: string(pod.UID),
+				Address: net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(int(port)))})
+		}
+	}
+	return out, nil
+}
+
+// endpoints returns the addresses of a Service.
+func endpoints(o manifest.Object) ([]platform.Endpoint, error) {
+	var s corev1.Service
+	if err := o.Into(&s); err != nil {
+		return nil, err
+	}
+	ips := append([]string{s.Spec.ClusterIP}, s.Spec.ExternalIPs...)
+	for _, i := range s.Status.LoadBalancer.Ingress {
+		ips = append(ips, i.IP)
+	}
+	var out []platform.Endpoint
+	for _, ip := range ips {
+		if net.ParseIP(ip) == nil {
+			continue // a headless Service has none
+		}
+		for _, port := range s.Spec.Ports {
+			if port.Protocol == "" || port.Protocol == corev1.ProtocolTCP {
+				out = append(out, platform.Endpoint{What: "Service " + s.Namespace + "/" + s.Name, UID: string(s.UID),
+					Address: net.JoinHostPort(ip, strconv.Itoa(int(port.Port)))})
+			}
+		}
+	}
+	return out, nil
+}
+
+// ports are the ports at which the database's pods listen, as far as manifests say.
+func (l live) ports() []int32 {
+	var out []int32
+	for _, c := range l.template.Spec.Containers {
+		for _, p := range c.Ports {
+			out = append(out, p.ContainerPort)
+		}
+	}
+	for _, o := range l.services {
+		var s corev1.Service
+		if o.Into(&s) != nil {
+			continue
+		}
+		for _, p := range s.Spec.Ports {
+			switch n := p.TargetPort.IntVal; {
+			case n != 0:
+				out = append(out, n)
+			case p.TargetPort.StrVal == "":
+				out = append(out, p.Port)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// isolate keeps the pods of a copy from everything else, before the first of them starts. Where the cluster's network does not
+// enforce that, and production can be reached from there, it stops unless that was accepted in writing.
+func (b base) isolate(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, w workload, others []platform.Endpoint, key string) error {
+	i, ok := p.Platform.(platform.Isolator)
+	if !ok {
+		return nil
+	}
+	reached, err := i.Isolate(ctx, key, platform.Isolation{Namespace: namespace, Delivery: c.Delivery, Labels: w.template.Labels, Others: others})
+	if err != nil || len(reached) == 0 {
+		return err
+	}
+	return fault.WithRemedy(fault.Newf(fault.Denied, "a pod of a copy of %s in namespace %s reaches production: %s", db.Name, namespace, strings.Join(reached, ", ")),
+		"copy into a cluster whose network enforces NetworkPolicies, or accept it in writing with `quarantine: unenforced` at the database")
+}

@@ -1,0 +1,181 @@
+package data
+
+import (
+	"reflect"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+)
+
+// asCopies makes of a database's objects those of a copy that nobody else should see: one replica of the database itself, with
+// no credentials of the cluster, no part of the node it runs on, and no way in from outside. Claims are left out: a copy's are
+// made with it.
+func asCopies(objects []manifest.Object, sidecars []string) ([]manifest.Object, error) {
+	var out []manifest.Object
+	for _, o := range objects {
+		c := manifest.Object{Unstructured: *o.DeepCopy(), Origin: o.Origin}
+		switch o.GetKind() {
+		case "PersistentVolumeClaim":
+			continue
+		case "Service":
+			inward(c)
+		case "StatefulSet", "Deployment":
+			if err := alone(c, sidecars); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// inward makes a Service one of its namespace only.
+func inward(o manifest.Object) {
+	spec, _, _ := unstructured.NestedMap(o.Object, "spec")
+	for _, f := range []string{"externalIPs", "externalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts", "loadBalancerIP",
+		"loadBalancerClass", "loadBalancerSourceRanges", "type"} {
+		delete(spec, f)
+	}
+	if spec["clusterIP"] != corev1.ClusterIPNone {
+		delete(spec, "clusterIP")
+		delete(spec, "clusterIPs")
+	}
+	ports, _ := spec["ports"].([]any)
+	for _, p := range ports {
+		if m, ok := p.(map[string]any); ok {
+			delete(m, "nodePort")
+		}
+	}
+	o.Object["spec"] = spec
+	// Annotations have others make load balancers and names for it.
+	o.SetAnnotations(nil)
+}
+
+// alone reduces a workload to the database and the containers that are named.
+func alone(o manifest.Object, sidecars []string) error {
+	at := []string{"spec", "template", "spec"}
+	pod, ok, err := unstructured.NestedMap(o.Object, at...)
+	if err != nil || !ok {
+		return fault.Newf(fault.Invalid, "%s has no pod template", o.Ref())
+	}
+	for _, f := range []string{"serviceAccountName", "serviceAccount", "hostNetwork", "hostPID", "hostIPC", "nodeName", "priority"} {
+		delete(pod, f)
+	}
+	pod["automountServiceAccountToken"] = false
+	named := func(v any) bool {
+		m, _ := v.(map[string]any)
+		name, _ := m["name"].(string)
+		return slices.Contains(sidecars, name)
+	}
+	var kept []any
+	for i, v := range list(pod["containers"]) {
+		if i == 0 || named(v) {
+			kept = append(kept, v)
+		}
+	}
+	pod["containers"] = kept
+	before := slices.DeleteFunc(slices.Clone(list(pod["initContainers"])), func(v any) bool { return !named(v) })
+	delete(pod, "initContainers")
+	if len(before) > 0 {
+		pod["initContainers"] = before
+	}
+	if err := mounted(o, pod, slices.Concat(kept, before)); err != nil {
+		return err
+	}
+	unstructured.RemoveNestedField(o.Object, "spec", "persistentVolumeClaimRetentionPolicy")
+	if err := unstructured.SetNestedField(o.Object, int64(1), "spec", "replicas"); err != nil {
+		return err
+	}
+	return unstructured.SetNestedMap(o.Object, pod, at...)
+}
+
+func list(v any) []any {
+	l, _ := v.([]any)
+	return l
+}
+
+// mounted leaves out volumes that no container mounts any more, and refuses those that are shared with the node.
+func mounted(o manifest.Object, pod map[string]any, containers []any) error {
+	used := map[string]bool{}
+	for _, v := range containers {
+		m, _ := v.(map[string]any)
+		for _, f := range []string{"volumeMounts", "volumeDevices"} {
+			for _, w := range list(m[f]) {
+				if mount, ok := w.(map[string]any); ok {
+					name, _ := mount["name"].(string)
+					used[name] = true
+				}
+			}
+		}
+	}
+	var kept []any
+	for _, v := range list(pod["volumes"]) {
+		m, _ := v.(map[string]any)
+		if name, _ := m["name"].(string); !used[name] {
+			continue
+		}
+		if m["hostPath"] != nil {
+			return fault.Newf(fault.Denied, "%s mounts a folder of its node (volume %v): a copy would share it with production", o.Ref(), m["name"])
+		}
+		kept = append(kept, v)
+	}
+	delete(pod, "volumes")
+	if len(kept) > 0 {
+		pod["volumes"] = kept
+	}
+	return nil
+}
+
+// same reports whether two workloads would run the same pods: a live one and what a manifest says. What the manifest leaves
+// out may be live only where a cluster fills it in by itself.
+func same(live, next workload) bool {
+	a, err := runtime.DefaultUnstructuredConverter.ToUnstructured(live.template.Spec.DeepCopy())
+	if err != nil {
+		return false
+	}
+	b, err := runtime.DefaultUnstructuredConverter.ToUnstructured(next.template.Spec.DeepCopy())
+	return err == nil && agrees(a, b) && live.replicas == next.replicas
+}
+
+// agrees reports whether a live value is what the manifest's makes of it.
+func agrees(live, wanted any) bool {
+	switch w := wanted.(type) {
+	case map[string]any:
+		l, ok := live.(map[string]any)
+		if !ok {
+			return false
+		}
+		for k, v := range w {
+			if !agrees(l[k], v) {
+				return false
+			}
+		}
+		for k := range l {
+			if _, ok := w[k]; !ok && !filledIn(k) {
+				return false
+			}
+		}
+		return true
+	case []any:
+		l, ok := live.([]any)
+		return ok && slices.EqualFunc(l, w, agrees)
+	}
+	return reflect.DeepEqual(live, wanted)
+}
+
+// filledIn reports whether a cluster gives this field of a pod template a value where a manifest gives none.
+func filledIn(field string) bool {
+	switch field {
+	case "restartPolicy", "terminationGracePeriodSeconds", "dnsPolicy", "securityContext", "schedulerName", "serviceAccount",
+		"terminationMessagePath", "terminationMessagePolicy", "imagePullPolicy", "resources", "protocol",
+		"timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold", "scheme", "service", "defaultMode", "apiVersion", "fieldRef",
+		"divisor", "optional", "volumeMode", "recursiveReadOnly":
+		return true
+	}
+	return false
+}
