@@ -11,7 +11,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
@@ -123,11 +122,8 @@ func connect(c Config, config *rest.Config) (*Platform, error) {
 	if err != nil {
 		return nil, fault.Newf(fault.Invalid, "account %s: %w", c.Account, err)
 	}
-	core := rest.CopyConfig(config)
-	core.APIPath, core.GroupVersion = "/api", &schema.GroupVersion{Version: "v1"}
-	core.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
-	if p.pods, err = rest.RESTClientForConfigAndClient(core, client); err != nil {
-		return nil, fault.Newf(fault.Invalid, "account %s: %w", c.Account, err)
+	if p.pods, err = Client(config, client, schema.GroupVersion{Version: "v1"}, runtime.NewScheme()); err != nil {
+		return nil, err
 	}
 	p.kinds = &kinds{disco: disco}
 	p.journal = journal{p.dynamic.Resource(secrets())}

@@ -4,7 +4,6 @@ package kubernetes
 
 import (
 	"context"
-	"net/http"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -12,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
@@ -52,25 +50,11 @@ func newClient(config *rest.Config, namespace string) (*client, error) {
 		return nil, fault.Newf(fault.Invalid, "the credentials cannot be used: %w", err)
 	}
 	c := &client{namespace: namespace}
-	codecs := serializer.NewCodecFactory(scheme).WithoutConversion()
-	for _, g := range []struct {
-		to      *rest.Interface
-		path    string
-		version schema.GroupVersion
-	}{{&c.sluice, "/apis", v1alpha1.GroupVersion()}, {&c.core, "/api", corev1.SchemeGroupVersion}, {&c.leases, "/apis", coordinationv1.SchemeGroupVersion}} {
-		if *g.to, err = clientFor(config, web, g.path, g.version, codecs); err != nil {
+	for to, version := range map[*rest.Interface]schema.GroupVersion{&c.sluice: v1alpha1.GroupVersion(), &c.core: corev1.SchemeGroupVersion,
+		&c.leases: coordinationv1.SchemeGroupVersion} {
+		if *to, err = kubernetes.Client(config, web, version, scheme); err != nil {
 			return nil, err
 		}
-	}
-	return c, nil
-}
-
-func clientFor(config *rest.Config, web *http.Client, path string, version schema.GroupVersion, codecs runtime.NegotiatedSerializer) (rest.Interface, error) {
-	own := rest.CopyConfig(config)
-	own.APIPath, own.GroupVersion, own.NegotiatedSerializer = path, &version, codecs
-	c, err := rest.RESTClientForConfigAndClient(own, web)
-	if err != nil {
-		return nil, fault.Newf(fault.Invalid, "the credentials cannot be used: %w", err)
 	}
 	return c, nil
 }
