@@ -120,8 +120,9 @@ func (l *Leader) Run(ctx context.Context, lead func(context.Context) error) erro
 		l.until.Store(nil)
 		cancel(ErrLost)
 		l.c.Log.Error("this process no longer leads and ends", "error", err)
+		// What it returns is that its context ended.
 		select {
-		case <-ended:
+		case <-ended: //nolint:errcheck // see above
 		case <-time.After(l.c.Deadline):
 		}
 		return fault.Newf(fault.Lost, "%w: %w", ErrLost, err)
@@ -166,6 +167,9 @@ func (l *Leader) acquire(ctx context.Context) (*coordinationv1.Lease, error) {
 		held, err := l.grab(ctx, known)
 		if err == nil {
 			return held, nil
+		}
+		if apierrors.IsNotFound(err) {
+			known = nil // somebody has deleted it
 		}
 		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && ctx.Err() == nil {
 			l.c.Log.Warn("the Lease could not be taken; it is tried again", "error", err)
@@ -288,7 +292,9 @@ func (c client) follow(ctx context.Context, name string, f func(*coordinationv1.
 		return c.rest.Get().Namespace(c.namespace).Resource("leases").VersionedParams(&o, metav1.ParameterCodec)
 	}
 	i := cache.NewSharedIndexInformer(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return request(o).Do(ctx).Get() },
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return request(o).Do(ctx).Get()
+		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			return request(o).Watch(ctx)

@@ -36,12 +36,9 @@ func (s *Server) routes() http.Handler {
 	api.HandleFunc("POST /api/v1/server/stop", owners(answer(s.stopped)))
 	mux := http.NewServeMux()
 	mux.Handle("/api/", needsCaller(api))
-	mux.Handle("GET /metrics", s.metrics.handler())
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", s.ready)
-	mux.HandleFunc("POST /callbacks/{capability}/callback", s.callback)
-	mux.HandleFunc("POST /oauth/token", s.issue)
-	return s.metrics.measured(mux)
+	s.front.carrier, s.front.ready = carrier{s}, s.ready
+	s.front.routes(mux)
+	return s.front.metrics.measured(mux)
 }
 
 // wireError is an error on its way to a client.
@@ -226,17 +223,4 @@ func (s *Server) stopped(r *http.Request) (Info, error) {
 		s.stop()
 	}
 	return i, err
-}
-
-// ready answers 200 while the engine carries deliveries and their store answers.
-func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
-	if !s.carrying.Load() {
-		http.Error(w, "the server is starting or ending", http.StatusServiceUnavailable)
-		return
-	}
-	if _, err := s.work.Store.Load(r.Context(), ""); err != nil && !fault.Is(err, fault.NotFound) {
-		http.Error(w, "the store does not answer: "+err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	_, _ = io.WriteString(w, "ready\n")
 }

@@ -42,23 +42,23 @@ type accepted struct {
 // callback takes in the result of a webhook. Whoever knows the URL may call it, with any bearer or none: the URL is the
 // credential. The first result wins and is durable before it is acknowledged; a repeated call is acknowledged as well,
 // because the caller may not have heard the first answer.
-func (s *Server) callback(w http.ResponseWriter, r *http.Request) {
-	first, code, err := s.called(r)
+func (f *Front) callback(w http.ResponseWriter, r *http.Request) {
+	first, code, err := f.called(r)
 	if err != nil {
-		s.metrics.callback("refused")
+		f.metrics.callback("refused")
 		refuse(w, code, err)
 		return
 	}
 	if first {
-		s.metrics.callback("first")
+		f.metrics.callback("first")
 	} else {
-		s.metrics.callback("repeated")
+		f.metrics.callback("repeated")
 	}
 	reply(w, http.StatusOK, accepted{Accepted: true, First: first})
 }
 
-func (s *Server) called(r *http.Request) (first bool, code int, err error) {
-	d, path, ok := s.invocation(r.Context(), r.PathValue("capability"))
+func (f *Front) called(r *http.Request) (first bool, code int, err error) {
+	d, path, ok := f.invocation(r.Context(), r.PathValue("capability"))
 	if !ok {
 		return false, http.StatusNotFound, fault.Newf(fault.NotFound, "no webhook was given this callback URL")
 	}
@@ -75,10 +75,10 @@ func (s *Server) called(r *http.Request) (first bool, code int, err error) {
 	if answered(d, sig) {
 		return false, 0, nil
 	}
-	first, err = s.engine.Signal(r.Context(), d.Spec.ID, sig)
+	first, err = f.carrier.Signal(r.Context(), d.Spec.ID, sig)
 	if fault.Is(err, fault.Conflict) {
 		// It may have ended by the very first callback, between being loaded and being checked.
-		if again, e := s.work.Store.Load(r.Context(), d.Spec.ID); e == nil && answered(again, sig) {
+		if again, e := f.carrier.Load(r.Context(), d.Spec.ID); e == nil && answered(again, sig) {
 			return false, 0, nil
 		}
 		return false, http.StatusGone, err
@@ -90,13 +90,13 @@ func (s *Server) called(r *http.Request) (first bool, code int, err error) {
 }
 
 // invocation returns the step that a capability was handed out for.
-func (s *Server) invocation(ctx context.Context, capability string) (store.Delivery, string, bool) {
-	key, ok := signed(s.key, capability)
+func (f *Front) invocation(ctx context.Context, capability string) (store.Delivery, string, bool) {
+	key, ok := signed(f.key, capability)
 	if !ok {
 		return store.Delivery{}, "", false
 	}
 	id, _, _ := strings.Cut(key, "/")
-	d, err := s.work.Store.Load(ctx, id)
+	d, err := f.carrier.Load(ctx, id)
 	if err != nil {
 		return d, "", false
 	}
@@ -117,7 +117,7 @@ func answered(d store.Delivery, sig delivery.Signal) bool {
 
 // issue hands out a token as the authority of Armory CD-as-a-Service did, whatever the credentials: workflows that fetch
 // one before they call back work without a change other than the host. The token opens nothing; a callback's URL does.
-func (s *Server) issue(w http.ResponseWriter, _ *http.Request) {
+func (f *Front) issue(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{"access_token": rand.Text(), "token_type": "Bearer", "expires_in": 86400})

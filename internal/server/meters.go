@@ -94,23 +94,23 @@ func (r *recorder) WriteHeader(code int) {
 // Unwrap lets a watch flush.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// keeper is all that the server needs of a store.
-type keeper interface {
+// Keeper is all that a program that carries deliveries needs of a store.
+type Keeper interface {
 	engine.Store
 	store.Journaler
 }
 
 // countedStore counts what passes through a store.
 type countedStore struct {
-	keeper
+	Keeper
 	m *meters
 }
 
-func (m *meters) counted(s keeper) keeper { return countedStore{keeper: s, m: m} }
+func (m *meters) counted(s Keeper) Keeper { return countedStore{Keeper: s, m: m} }
 
 // Create counts a delivery that is taken in.
 func (c countedStore) Create(ctx context.Context, spec delivery.Spec) (store.Revision, error) {
-	r, err := c.keeper.Create(ctx, spec)
+	r, err := c.Keeper.Create(ctx, spec)
 	if err == nil {
 		c.m.started.Inc()
 	}
@@ -120,7 +120,7 @@ func (c countedStore) Create(ctx context.Context, spec delivery.Spec) (store.Rev
 // Swap counts records, and deliveries that end: a delivery is done in one commit, its last.
 func (c countedStore) Swap(ctx context.Context, id string, at store.Revision, s delivery.Status, records []store.Record) (store.Revision, error) {
 	begun := time.Now()
-	r, err := c.keeper.Swap(ctx, id, at, s, records)
+	r, err := c.Keeper.Swap(ctx, id, at, s, records)
 	if err != nil {
 		return r, err
 	}
@@ -136,7 +136,7 @@ func (c countedStore) Swap(ctx context.Context, id string, at store.Revision, s 
 
 // Signal counts what was kept.
 func (c countedStore) Signal(ctx context.Context, id string, s delivery.Signal) (bool, error) {
-	won, err := c.keeper.Signal(ctx, id, s)
+	won, err := c.Keeper.Signal(ctx, id, s)
 	if won {
 		c.m.signals.WithLabelValues(s.Kind).Inc()
 	}

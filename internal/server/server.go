@@ -50,12 +50,11 @@ type Work struct {
 type Server struct {
 	o       Options
 	url     string
-	key     []byte // signs capabilities
 	token   string // opens the API on TCP
 	lock    *os.File
 	tcp     net.Listener
 	unix    net.Listener
-	metrics *meters
+	front   *Front
 	lines   progress
 	started time.Time
 
@@ -92,8 +91,8 @@ func Open(o Options) (*Server, error) {
 }
 
 func (s *Server) open() error {
-	var err error
-	if s.key, err = secret(s.o.Dir, keyFile); err != nil {
+	key, err := secret(s.o.Dir, keyFile)
+	if err != nil {
 		return err
 	}
 	token, err := secret(s.o.Dir, tokenFile)
@@ -110,11 +109,11 @@ func (s *Server) open() error {
 	if err := share(s.o.Dir, s.o.SocketGroup); err != nil {
 		return err
 	}
-	s.metrics = newMeters()
 	s.url = strings.TrimRight(s.o.ExternalURL, "/")
 	if s.url == "" {
 		s.url = "http://" + s.reachable()
 	}
+	s.front = NewFront(key, s.url)
 	return nil
 }
 
@@ -137,7 +136,7 @@ func (s *Server) URL() string { return s.url }
 
 // Callback returns the capability URL of one invocation. The same key gives the same URL for the life of the data
 // directory.
-func (s *Server) Callback(key string) string { return s.url + "/callbacks/" + capability(s.key, key) }
+func (s *Server) Callback(key string) string { return s.front.Callback(key) }
 
 // Close gives the data directory up.
 func (s *Server) Close() error { return s.close() }
@@ -174,7 +173,7 @@ func (s *Server) Run(ctx context.Context, w Work) error {
 			s.o.Log.Error("the data directory is not left in order", "error", err)
 		}
 	}()
-	w.Store = s.metrics.counted(w.Store)
+	w.Store = s.front.metrics.counted(w.Store)
 	s.work = w
 	s.engine = engine.New(engine.Options{Store: w.Store, Steps: w.Steps, Log: s.o.Log, Progress: s.lines.publish})
 	failed := make(chan error, 3)

@@ -27,7 +27,10 @@ import (
 // Config says where deliveries are kept.
 type Config struct {
 	Credentials *rest.Config
-	Namespace   string
+	// Anybody are the credentials that signals are kept with, where the others are guarded: a process that may not act takes
+	// in what others decide all the same. nil means Credentials.
+	Anybody   *rest.Config
+	Namespace string
 	// Roles are the roles of whoever made an action: what the action itself says about them does not count. nil leaves them
 	// as they are.
 	Roles func(user string) []string
@@ -38,6 +41,7 @@ type Config struct {
 // open; a status is written by the one whose engine carries the delivery.
 type Store struct {
 	c      *client
+	any    *client // for what is kept whoever leads
 	o      Config
 	mirror *mirror
 	hub    store.Hub
@@ -70,6 +74,12 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	anybody := c
+	if o.Anybody != nil {
+		if anybody, err = newClient(o.Anybody, o.Namespace); err != nil {
+			return nil, err
+		}
+	}
 	// A watch that may not be made is an error now, and not a silence.
 	_, err = list[v1alpha1.DeliveryList](ctx, c, deliveries, metav1.ListOptions{Limit: 1})
 	if err == nil {
@@ -81,7 +91,7 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{c: c, o: o, specs: map[string]delivery.Spec{}, order: map[string]*order{}}
+	s := &Store{c: c, any: anybody, o: o, specs: map[string]delivery.Spec{}, order: map[string]*order{}}
 	if s.mirror, err = newMirror(c, "", o.Log, s.changed); err != nil {
 		return nil, err
 	}
@@ -358,7 +368,7 @@ func (s *Store) Signal(ctx context.Context, id string, sig delivery.Signal) (boo
 	if err != nil {
 		return false, err
 	}
-	a, first, err := s.c.act(ctx, d, sig)
+	a, first, err := s.any.act(ctx, d, sig)
 	if first {
 		s.mirror.acted(a)
 	}

@@ -1,0 +1,191 @@
+// Package controller carries the deliveries of a cluster: it is elected by a Lease, admits what people create, runs the
+// engine, and takes in the callbacks of webhooks.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/engine"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/lease"
+	"github.com/sluice-cd/sluice/internal/server"
+	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/store"
+	"github.com/sluice-cd/sluice/internal/store/kubernetes"
+)
+
+// LeaseName is what the Lease is called that the controllers of a namespace are elected by.
+const LeaseName = "sluice-controller"
+
+// keySecret holds what callback URLs are signed with.
+const keySecret = "sluice-callback-key" //nolint:gosec // the name of a Secret, not one
+
+// Options say which controller it is.
+type Options struct {
+	Credentials *rest.Config
+	Namespace   string // where deliveries are
+	Identity    string // of this process; no other has it
+
+	Duration, Deadline, Retry time.Duration // of the Lease, see lease.Config
+
+	Listen string // host:port for health, metrics and callbacks
+	URL    string // what callback URLs begin with
+	Roles  func(user string) []string
+	// Steps makes the steps that this program can do. What guard wraps sends nothing once this process no longer leads.
+	Steps func(callback func(key string) string, guard func(http.RoundTripper) http.RoundTripper) map[string]step.Step
+	// Beside, where it is set, runs beside the engine while this process leads.
+	Beside func(context.Context, store.Lister)
+	Log    *slog.Logger
+}
+
+// controller is one process that takes part.
+type controller struct {
+	o      Options
+	leader *lease.Leader
+	store  *kubernetes.Store
+	engine *engine.Engine
+}
+
+// Run takes part in the election and carries the deliveries whenever this process leads. It returns nil when ctx ends, and
+// an error where this process lost the Lease: then it must end, and another one be started.
+func Run(ctx context.Context, o Options) error {
+	if o.Log == nil {
+		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	c := &controller{o: o}
+	var err error
+	if c.leader, err = lease.New(lease.Config{Credentials: o.Credentials, Namespace: o.Namespace, Name: LeaseName, Identity: o.Identity,
+		Duration: o.Duration, Deadline: o.Deadline, Retry: o.Retry, Log: o.Log}); err != nil {
+		return err
+	}
+	guarded := rest.CopyConfig(o.Credentials)
+	guarded.Wrap(c.leader.Guard)
+	// The process may be asked for its health before it has read what there is.
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Listen)
+	if err != nil {
+		return fault.WithRemedy(fault.Newf(fault.Conflict, "listen on %s: %w", o.Listen, err), "choose another address with --listen")
+	}
+	defer listener.Close()
+	if c.store, err = kubernetes.Open(ctx, kubernetes.Config{Credentials: guarded, Anybody: o.Credentials, Namespace: o.Namespace, Roles: o.Roles, Log: o.Log}); err != nil {
+		return err
+	}
+	defer c.store.Close()
+	key, err := c.store.Key(ctx, keySecret)
+	if err != nil {
+		return err
+	}
+	front := server.NewFront(key, o.URL)
+	counted := front.Counted(c.store)
+	c.engine = engine.New(engine.Options{Store: counted, Steps: o.Steps(front.Callback, c.leader.Guard), Log: o.Log})
+	return c.serve(ctx, listener, front.Handler(carrier{c}, c.ready), counted)
+}
+
+// serve answers requests and takes part in the election until one of both ends.
+func (c *controller) serve(ctx context.Context, l net.Listener, h http.Handler, st store.Lister) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	web := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(c.o.Log.Handler(), slog.LevelDebug)}
+	failed := make(chan error, 1)
+	go func() {
+		if err := web.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			failed <- fmt.Errorf("answer on %s: %w", l.Addr(), err)
+			cancel()
+		}
+	}()
+	err := c.leader.Run(ctx, func(ctx context.Context) error { return c.lead(ctx, st) })
+	down, end := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer end()
+	if e := web.Shutdown(down); e != nil {
+		_ = web.Close()
+	}
+	select {
+	case e := <-failed:
+		return e
+	default:
+	}
+	if errors.Is(err, context.Canceled) && !errors.Is(err, lease.ErrLost) {
+		return nil
+	}
+	return err
+}
+
+// lead carries the deliveries until ctx ends.
+func (c *controller) lead(ctx context.Context, st store.Lister) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { c.store.Collect(ctx) })
+	wg.Go(func() { c.tend(ctx) })
+	if c.o.Beside != nil {
+		wg.Go(func() { c.o.Beside(ctx, st) })
+	}
+	return c.engine.Run(ctx)
+}
+
+// tendAgain is how long after an error a delivery is looked at again.
+const tendAgain = 2 * time.Second
+
+// tend admits what people have created, one after another, and lets go what has ended.
+func (c *controller) tend(ctx context.Context) {
+	events, err := c.store.Watch(ctx)
+	if err != nil {
+		c.o.Log.Error("new deliveries are not admitted", "error", err)
+		return
+	}
+	due := map[string]bool{}
+	for _, id := range c.store.All() {
+		due[id] = true
+	}
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			due[e.ID] = true
+		case <-again.C:
+		}
+		for id := range due {
+			if err := c.store.Tend(ctx, id); err != nil {
+				if ctx.Err() != nil {
+					return
+				}
+				c.o.Log.Warn("a delivery could not be looked after; it is tried again", "delivery", id, "error", err)
+				again.Reset(tendAgain)
+				continue
+			}
+			delete(due, id)
+		}
+	}
+}
+
+// ready says why this process cannot take anything in. One that waits for its election can: callbacks are kept by all.
+func (c *controller) ready(context.Context) error { return nil }
+
+// carrier takes callbacks in, whoever leads.
+type carrier struct{ *controller }
+
+// Load implements server.Carrier.
+func (c carrier) Load(ctx context.Context, id string) (store.Delivery, error) {
+	return c.store.Load(ctx, id)
+}
+
+// Signal implements server.Carrier.
+func (c carrier) Signal(ctx context.Context, id string, s delivery.Signal) (bool, error) {
+	return c.engine.Signal(ctx, id, s)
+}
