@@ -51,6 +51,8 @@ type app struct {
 	config string // --config
 	data   string // --data
 	output string // -o
+
+	localEngine bool // --local-engine
 }
 
 // Main runs one command and returns its exit code.
@@ -107,7 +109,7 @@ Start with: sluice demo`,
 		}
 		return &exit{code: exitUnable, err: fmt.Errorf("output format %q is not one of text, json, yaml", a.output)}
 	}
-	root.AddCommand(a.validate(), a.schema(), a.planCommand(), a.deploy(), a.dataCommand(), a.server(), a.localNode(), a.demo(),
+	root.AddCommand(a.validate(), a.schema(), a.planCommand(), a.deploy(), a.dataCommand(), a.server(), a.controller(), a.localNode(), a.demo(),
 		a.version(), quiesceHelper(), errandCommand())
 	exact(root)
 	return root

@@ -23,6 +23,7 @@ import (
 
 func (a *app) deploy() *cobra.Command {
 	c := &cobra.Command{Use: "deploy", Short: "Start deliveries and decide what becomes of them"}
+	c.PersistentFlags().BoolVar(&a.localEngine, "local-engine", false, "leave a controller in the cluster aside and carry deliveries out on this machine")
 	c.AddCommand(a.start(), a.list())
 	byID := []*cobra.Command{a.redeploy(), a.status(), a.watch(), a.logs(), a.acknowledge(), a.stay(),
 		a.decide("approve ID [STEP]", "Approve a step that waits for approval", delivery.Approve, stepArg),
@@ -81,8 +82,22 @@ func (a *app) dataDir() (string, error) {
 	return filepath.Join(home, ".local", "share", "sluice"), nil
 }
 
-// connect returns the server of the data directory, started if none answers.
-func (a *app) connect(ctx context.Context) (*server.Client, error) {
+// deliveries is what carries deliveries out: a server of this machine, or a controller in a cluster.
+type deliveries interface {
+	Start(ctx context.Context, spec delivery.Spec) error
+	Get(ctx context.Context, id string) (store.Delivery, error)
+	List(ctx context.Context) ([]store.Delivery, error)
+	Journal(ctx context.Context, id string) ([]store.Record, error)
+	Signal(ctx context.Context, id string, s delivery.Signal) (bool, error)
+	Watch(ctx context.Context, id string, f func(server.Event)) error
+}
+
+// connect returns the controller where one is configured and alive, else the server of the data directory, started if none
+// answers.
+func (a *app) connect(ctx context.Context) (deliveries, error) {
+	if r, err := a.remote(ctx); r != nil || err != nil {
+		return r, err
+	}
 	dir, err := a.dataDir()
 	if err != nil {
 		return nil, err
@@ -171,11 +186,15 @@ func (a *app) prepared(ctx context.Context, spec delivery.Spec) error {
 	if err != nil || len(lacks) == 0 {
 		return err
 	}
+	r, err := a.remote(ctx)
+	if err != nil {
+		return err
+	}
 	dir, err := a.dataDir()
 	if err != nil {
 		return err
 	}
-	if _, err := server.Connect(ctx, dir); fault.Is(err, fault.NotFound) {
+	if _, err := server.Connect(ctx, dir); r == nil && fault.Is(err, fault.NotFound) {
 		return fault.Newf(fault.Invalid, "%s cannot be delivered yet: %w", spec.Application, errors.Join(lacks...))
 	}
 	for _, l := range lacks {
@@ -334,7 +353,7 @@ func (a *app) decide(use, short, kind string, second int) *cobra.Command {
 }
 
 // only returns the one step or target that a decision can mean.
-func only(ctx context.Context, client *server.Client, id, kind string) (string, error) {
+func only(ctx context.Context, client deliveries, id, kind string) (string, error) {
 	d, err := client.Get(ctx, id)
 	if err != nil {
 		return "", err
@@ -401,7 +420,7 @@ delivery ends as failed, with the reason that you give.`,
 	return c
 }
 
-func (a *app) send(ctx context.Context, client *server.Client, id string, s delivery.Signal) error {
+func (a *app) send(ctx context.Context, client deliveries, id string, s delivery.Signal) error {
 	s.Key = s.Kind + "/" + s.Path
 	switch s.Kind {
 	case delivery.Pause, delivery.Resume, delivery.Retry, delivery.Acknowledge, delivery.Stay:

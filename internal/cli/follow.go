@@ -13,7 +13,7 @@ import (
 )
 
 // follow shows a delivery until it has ended, and ends with the exit code that it deserves.
-func (a *app) follow(ctx context.Context, client *server.Client, id string) error {
+func (a *app) follow(ctx context.Context, client deliveries, id string) error {
 	v := &view{out: a.out, width: a.terminal(), now: time.Now, told: map[string]time.Time{}}
 	if a.output != "text" {
 		v.quiet = true

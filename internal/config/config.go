@@ -37,6 +37,7 @@ type Config struct {
 	Secrets         map[string]Source
 	Images          map[string][]string // image → command
 	Server          Server
+	Controller      Controller
 	Roles           map[string][]string // user → the roles that approvals ask for
 }
 
@@ -73,6 +74,12 @@ type Server struct {
 	Listen      string // host:port, "" where the server may choose
 	ExternalURL string // what callback URLs begin with, "" where it is the address that is listened on
 	SocketGroup string // whose members may connect to the socket, besides the owner of the data directory; "" is nobody
+}
+
+// Controller is where a controller carries deliveries out. The zero value is none.
+type Controller struct {
+	Account   string // the cluster
+	Namespace string // of its deliveries
 }
 
 // Default is what holds where no file is found: one local account named local.

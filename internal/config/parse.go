@@ -37,7 +37,8 @@ func Parse(path string, body []byte) (*Config, error) {
 		"images": func(n ast.Node) {
 			r.entries(n, "images", func(name string, n ast.Node) { c.Images[name] = r.command(n, "image "+name) })
 		},
-		"server": func(n ast.Node) { c.Server = r.server(n) },
+		"server":     func(n ast.Node) { c.Server = r.server(n) },
+		"controller": func(n ast.Node) { c.Controller = r.controller(n) },
 		"roles": func(n ast.Node) {
 			r.entries(n, "roles", func(user string, n ast.Node) { c.Roles[user] = r.list(n, "the roles of "+user) })
 		},
@@ -47,6 +48,18 @@ func Parse(path string, body []byte) (*Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+func (r *reader) controller(n ast.Node) Controller {
+	c := Controller{Namespace: "sluice"}
+	r.keys(n, "controller", map[string]func(ast.Node){
+		"account":   func(n ast.Node) { c.Account = r.text(n, "account") },
+		"namespace": func(n ast.Node) { c.Namespace = r.text(n, "namespace") },
+	})
+	if c.Account == "" {
+		r.wrong(n, "write account: and the name of the cluster that it runs in", "controller names no account")
+	}
+	return c
 }
 
 func (r *reader) account(name string, n ast.Node) Account {

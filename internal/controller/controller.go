@@ -29,7 +29,7 @@ import (
 const LeaseName = "sluice-controller"
 
 // keySecret holds what callback URLs are signed with.
-const keySecret = "sluice-callback-key" //nolint:gosec // the name of a Secret, not one
+const keySecret = "sluice-callback-key"
 
 // Options say which controller it is.
 type Options struct {
@@ -87,7 +87,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	front := server.NewFront(key, o.URL)
 	counted := front.Counted(c.store)
-	c.engine = engine.New(engine.Options{Store: counted, Steps: o.Steps(front.Callback, c.leader.Guard), Log: o.Log})
+	c.engine = engine.New(engine.Options{Store: counted, Steps: o.Steps(front.Callback, c.leader.Bar), Log: o.Log})
 	return c.serve(ctx, listener, front.Handler(carrier{c}, c.ready), counted)
 }
 

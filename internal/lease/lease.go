@@ -66,16 +66,21 @@ func (l *Leader) Leads() bool {
 }
 
 // Guard refuses requests that change something while this process does not lead.
-func (l *Leader) Guard(next http.RoundTripper) http.RoundTripper { return guard{l, next} }
+func (l *Leader) Guard(next http.RoundTripper) http.RoundTripper { return guard{l, next, true} }
+
+// Bar refuses every request while this process does not lead: of others than the cluster's, a GET may change something.
+func (l *Leader) Bar(next http.RoundTripper) http.RoundTripper { return guard{l, next, false} }
 
 type guard struct {
-	l    *Leader
-	next http.RoundTripper
+	l     *Leader
+	next  http.RoundTripper
+	reads bool // may pass
 }
 
 // RoundTrip implements http.RoundTripper.
 func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead && !g.l.Leads() {
+	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+	if !(g.reads && reads) && !g.l.Leads() {
 		if r.Body != nil {
 			_ = r.Body.Close() // a RoundTripper closes it, also where it sends nothing
 		}

@@ -93,7 +93,7 @@ func (a *accounts) connected(name string) (*account, error) {
 func (a *accounts) cluster(k *account, c *config.Config, configured config.Account) error {
 	if k.platform == nil || !reflect.DeepEqual(k.as, configured) {
 		p, err := kubernetes.Connect(kubernetes.Config{Account: configured.Name, Kubeconfig: configured.Kubeconfig, Context: configured.Context,
-			Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Log: a.o.Log})
+			Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Log: a.o.Log, Wrap: a.o.Guard})
 		if err != nil {
 			return err
 		}

@@ -31,6 +31,10 @@ type Options struct {
 	Config *Live    // what is configured, as it changes
 	Self   []string // the command of this program, whose hidden commands are run: local-node, quiesce-helper
 	Log    *slog.Logger
+
+	// Guard, where it is set, stands before every request to a cluster and every webhook: it refuses those of a program that
+	// may no longer act.
+	Guard func(http.RoundTripper) http.RoundTripper
 }
 
 // Serve runs the server of a data directory until ctx ends or a client ends it.
@@ -69,16 +73,24 @@ func Serve(ctx context.Context, o Options) (err error) {
 // private makes what holds deliveries and rows of data be readable by its owner only, whatever the umask is. SQLite gives
 // the files beside a database the mode that the database has.
 func private(dir, database string) error {
-	for _, d := range []string{"reports", "spill"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return fmt.Errorf("make a folder of the data directory: %w", err)
-		}
+	if err := folders(dir); err != nil {
+		return err
 	}
 	f, err := os.OpenFile(database, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
 	return f.Close()
+}
+
+// folders makes the folders for reports and for what does not fit into memory.
+func folders(dir string) error {
+	for _, d := range []string{"reports", "spill"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return fmt.Errorf("make a folder of the data directory: %w", err)
+		}
+	}
+	return nil
 }
 
 // Ports returns what steps work with. ctx ends when the program does; callback makes the URLs that webhooks are given.
@@ -94,7 +106,7 @@ func (a *accounts) ports(callback func(key string) string) step.Ports {
 		Metrics:  func(name string) (metrics.Provider, error) { return provider(a.o.Config.Current(), name) },
 		Secret:   func(name string) (string, error) { return a.o.Config.Current().Secret(name) },
 		Callback: callback,
-		HTTP:     client(),
+		HTTP:     client(a.o.Guard),
 	}
 }
 
@@ -106,19 +118,20 @@ func Steps(p step.Ports, dir string) map[string]step.Step {
 }
 
 // client sends webhooks. Each part of a request has its time, so that a receiver that hangs is an error and not a silence.
-func client() *http.Client {
-	return &http.Client{
-		Timeout: time.Minute,
-		Transport: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-			TLSHandshakeTimeout:   10 * time.Second,
-			ResponseHeaderTimeout: 30 * time.Second,
-			IdleConnTimeout:       90 * time.Second,
-			MaxIdleConns:          100,
-			ForceAttemptHTTP2:     true,
-		},
+func client(guard func(http.RoundTripper) http.RoundTripper) *http.Client {
+	var t http.RoundTripper = &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+		IdleConnTimeout:       90 * time.Second,
+		MaxIdleConns:          100,
+		ForceAttemptHTTP2:     true,
 	}
+	if guard != nil {
+		t = guard(t)
+	}
+	return &http.Client{Timeout: time.Minute, Transport: t}
 }
 
 // provider makes a configured metric provider. Its secrets are read at each request and kept nowhere.

@@ -243,15 +243,20 @@ func key(a *v1alpha1.DeliveryAction) string {
 
 // signal is what an action says. Its roles are those of whoever made it.
 func (s *Store) signal(a *v1alpha1.DeliveryAction) delivery.Signal {
-	sig := delivery.Signal{Key: key(a), Kind: a.Spec.Type, Path: a.Spec.Path, By: a.Spec.By, At: a.CreationTimestamp.UTC(), Data: maps.Clone(a.Spec.Data)}
-	if a.Spec.At != nil {
-		sig.At = a.Spec.At.UTC()
-	}
+	sig := signalOf(a)
 	if s.o.Roles != nil {
 		if sig.Data == nil {
 			sig.Data = map[string]string{}
 		}
 		sig.Data["roles"] = strings.Join(s.o.Roles(sig.By), ",")
+	}
+	return sig
+}
+
+func signalOf(a *v1alpha1.DeliveryAction) delivery.Signal {
+	sig := delivery.Signal{Key: key(a), Kind: a.Spec.Type, Path: a.Spec.Path, By: a.Spec.By, At: a.CreationTimestamp.UTC(), Data: maps.Clone(a.Spec.Data)}
+	if a.Spec.At != nil {
+		sig.At = a.Spec.At.UTC()
 	}
 	return sig
 }

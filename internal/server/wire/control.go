@@ -1,0 +1,41 @@
+package wire
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/sluice-cd/sluice/internal/controller"
+	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/store"
+)
+
+// ControlOptions say which controller is put together, besides what a server needs as well.
+type ControlOptions struct {
+	Options
+	Credentials               *rest.Config // of the cluster that holds the deliveries
+	Namespace, Identity       string
+	Duration, Deadline, Retry time.Duration // of its Lease
+	URL                       string        // what callback URLs begin with
+}
+
+// Control takes part in carrying the deliveries of a namespace until ctx ends.
+func Control(ctx context.Context, o ControlOptions) error {
+	if err := folders(o.Dir); err != nil {
+		return err
+	}
+	var ports step.Ports
+	return controller.Run(ctx, controller.Options{
+		Credentials: o.Credentials, Namespace: o.Namespace, Identity: o.Identity, Duration: o.Duration, Deadline: o.Deadline, Retry: o.Retry,
+		Listen: o.Listen, URL: o.URL, Log: o.Log,
+		Roles: func(user string) []string { return o.Config.Current().RolesOf(user) },
+		Steps: func(callback func(string) string, guard func(http.RoundTripper) http.RoundTripper) map[string]step.Step {
+			o.Guard = guard
+			ports = newAccounts(ctx, o.Options).ports(callback)
+			return Steps(ports, o.Dir)
+		},
+		Beside: func(ctx context.Context, st store.Lister) { expire(ctx, st, ports, o.Log) },
+	})
+}
