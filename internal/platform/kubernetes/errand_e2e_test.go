@@ -1,0 +1,123 @@
+//go:build e2e
+
+package kubernetes
+
+import (
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// ownImage is Sluice's own in the lab.
+const ownImage = "sluice:dev"
+
+// besideVolumes connects with what Sluice's own pods need, and makes an empty namespace.
+func besideVolumes(t *testing.T, namespace string) *Platform {
+	t.Helper()
+	p := theLab(t).connect(t)
+	p.c.Jobs.Image = ownImage
+	empty(t, p, namespace)
+	t.Cleanup(func() { empty(t, p, namespace) })
+	if err := p.makeNamespaces(t.Context(), nil, namespace, "d1"); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestAnErrandTellsItsResult runs the command that readies volumes, where there is nothing to ready: what it says arrives as it
+// said it, and nothing of the errand stays.
+func TestAnErrandTellsItsResult(t *testing.T) {
+	p := besideVolumes(t, "errand")
+	if _, err := p.Apply(t.Context(), "d1/claim", objectsOf(t, `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec: {storageClassName: cow-late, accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
+`), platform.Options{Namespace: "errand", Delivery: "d1"}); err != nil {
+		t.Fatal(err)
+	}
+	e := platform.Errand{Namespace: "errand", Delivery: "d1", Mounts: []platform.Mount{{Claim: "data", Path: "/data"}},
+		Args: []string{"prepare", "--engine", "mongodb", "--role", "control", "/data"}}
+	for range 2 { // the second finds nothing of the first
+		_, err := p.Run(t.Context(), "d1/prepare", e)
+		if !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "there is no database of FerretDB on SQLite (*.sqlite) in [/data]") {
+			t.Fatalf("the errand says: %v", err)
+		}
+	}
+	e.Args = []string{"prepare", "--engine", "mongodb", "--role", "production", "/data"}
+	result, err := p.Run(t.Context(), "d1/prepare", e)
+	if err != nil || !strings.Contains(string(result), "every file of 0 databases is inside the copy") {
+		t.Errorf("the errand says: %s, %v", result, err)
+	}
+	for _, kind := range []string{"Job", "Pod", "Role", "RoleBinding"} {
+		left, err := p.List(t.Context(), kind, "errand")
+		if err != nil || len(left) > 0 {
+			t.Errorf("%d %ss are left, %v", len(left), kind, err)
+		}
+	}
+	secrets, err := p.List(t.Context(), "Secret", "errand")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range secrets {
+		if strings.Contains(s.GetName(), "errand") {
+			t.Errorf("Secret %s is left", s.GetName())
+		}
+	}
+}
+
+// TestAnErrandThatCannotRunSaysWhy uses an image that no registry has, and an account that names none.
+func TestAnErrandThatCannotRunSaysWhy(t *testing.T) {
+	p := besideVolumes(t, "errand-fails")
+	e := platform.Errand{Namespace: "errand-fails", Delivery: "d1", Args: []string{"prepare", "--engine", "mongodb", "--role", "control", "/tmp"}}
+	p.c.Jobs.Image = "sluice.invalid/none:1"
+	if _, err := p.Run(t.Context(), "d1/none", e); err == nil || !strings.Contains(err.Error(), "ImagePullBackOff") {
+		t.Errorf("an image that is nowhere: %v", err)
+	}
+	p.c.Jobs.Image = ""
+	if _, err := p.Run(t.Context(), "d1/unnamed", e); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "sluice.yaml") {
+		t.Errorf("no image: %v", err)
+	}
+}
+
+// TestAQuarantineIsTried holds that what a pod of a copy reaches is told, with the name of what was reached; the lab's network
+// enforces no policy. What cannot be reached, and addresses that mean something else here, are not.
+func TestAQuarantineIsTried(t *testing.T) {
+	p := besideVolumes(t, "probed")
+	// The API server is what every cluster has, as a Service.
+	service, err := p.Get(t.Context(), manifest.Ref{Kind: "Service", Namespace: "default", Name: "kubernetes"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip, _, _ := unstructured.NestedString(service.Object, "spec", "clusterIP")
+	uid := string(service.GetUID())
+	got, err := p.Isolate(t.Context(), "d1/probe", platform.Isolation{Namespace: "probed", Delivery: "d1", Labels: map[string]string{"app": "copy"},
+		Others: []platform.Endpoint{
+			{What: "Service default/kubernetes", Address: net.JoinHostPort(ip, "443"), UID: uid},
+			{What: "a port that nobody has", Address: net.JoinHostPort(ip, "444"), UID: uid},
+			{What: "another cluster's", Address: net.JoinHostPort(ip, "443"), UID: "elsewhere"}}})
+	if err != nil || !slices.Equal(got, []string{"Service default/kubernetes at " + net.JoinHostPort(ip, "443")}) {
+		t.Errorf("reached %q, %v", got, err)
+	}
+	policies, err := p.dynamic.Resource(networkPolicies()).Namespace("probed").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(policies.Items) != 1 {
+		t.Fatalf("%v, %v", policies, err)
+	}
+	pods, err := p.List(t.Context(), "Pod", "probed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range pods {
+		if strings.HasPrefix(o.GetName(), "sluice-probe") && o.GetDeletionTimestamp() == nil {
+			t.Errorf("the probe %s is left", o.GetName())
+		}
+	}
+}
