@@ -149,7 +149,7 @@ func (a *app) listCopies(ctx context.Context, account, owner string) error {
 			all = append(all, copyView{CopyInfo: c.Info(), Account: name})
 			if _, ok := free[name]; !ok {
 				// A source that is gone cannot be probed; the copies are listed all the same.
-				if p, err := d.Probe(ctx, c.Info().Sources); err == nil {
+				if p, err := d.Probe(ctx, c.Info().Sources); err == nil && p.FreeBytes >= 0 {
 					free[name] = p.FreeBytes
 				}
 			}
@@ -179,7 +179,11 @@ func writeCopies(w io.Writer, all []copyView, free map[string]int64) error {
 		for _, s := range c.Sources {
 			of = append(of, s.Namespace+"/"+s.Claim)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Account, c.CutAt.Local().Format(time.DateTime), c.Owner, c.Method, byteText(c.Bytes), protected, c.end(),
+		cut := "cut short"
+		if !c.CutAt.IsZero() {
+			cut = c.CutAt.Local().Format(time.DateTime)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.Account, cut, c.Owner, c.Method, byteText(c.Bytes), protected, c.end(),
 			strings.Join(of, ","), c.ID)
 	}
 	if err := t.Flush(); err != nil {

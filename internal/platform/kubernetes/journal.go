@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/dynamic"
 
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/kube"
 	"github.com/sluice-cd/sluice/internal/manifest"
 )
 
@@ -220,17 +221,8 @@ func secret(namespace, name, key string, parts int, body []byte) *unstructured.U
 	}}
 }
 
-// labelValue makes a label of an identifier, which has no other characters in deliveries of Sluice's own making.
-func labelValue(id string) string {
-	clean := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_', r == '.':
-			return r
-		}
-		return '-'
-	}, id)
-	return strings.Trim(clean[:min(len(clean), 63)], "-_.")
-}
+// labelValue makes a label of an identifier.
+func labelValue(id string) string { return kube.LabelValue(id) }
 
 // pack compresses a record and cuts it into parts that Secrets hold.
 func pack(r record) ([][]byte, error) {

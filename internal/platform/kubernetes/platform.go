@@ -17,21 +17,22 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/kube"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
 
 // manager is the name under which fields are owned.
-const manager = "sluice"
+const manager = kube.Manager
 
 // The labels and annotations that Sluice writes.
 const (
-	deliveryLabel = "sluice.dev/delivery"
+	deliveryLabel = kube.DeliveryLabel
 	trackLabel    = "sluice.dev/track"
 	openLabel     = "sluice.dev/open"      // required by a closed Service, carried by no pod
 	canaryOf      = "sluice.dev/canary-of" // on a canary: the Deployment that it stands beside
 	startedBy     = "sluice.dev/started-by"
 	twinLabel     = "sluice.dev/twin"
-	managedBy     = "app.kubernetes.io/managed-by"
+	managedBy     = kube.ManagedByLabel
 	revisionName  = "deploy.armory.io/replica-set-name" // Armory's: real queries join on it
 	templateHash  = "pod-template-hash"
 )
@@ -101,6 +102,9 @@ func Connect(c Config) (*Platform, error) {
 	}
 	return connect(c, config)
 }
+
+// Client is the connection to the cluster, for others who work on the same account.
+func (p *Platform) Client() dynamic.Interface { return p.dynamic }
 
 func connect(c Config, config *rest.Config) (*Platform, error) {
 	p := &Platform{c: c, config: config, log: c.Log}

@@ -11,12 +11,15 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/client-go/dynamic"
+
 	"github.com/sluice-cd/sluice/internal/config"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/platform/kubernetes"
 	"github.com/sluice-cd/sluice/internal/platform/local"
 	"github.com/sluice-cd/sluice/internal/volume"
+	"github.com/sluice-cd/sluice/internal/volume/csi"
 	"github.com/sluice-cd/sluice/internal/volume/reflink"
 )
 
@@ -37,7 +40,7 @@ type account struct {
 	by       *config.Config // the configuration that it was connected by
 	as       config.Account // as that one has it
 	platform platform.Platform
-	volumes  volume.Driver // nil: none
+	volumes  volume.Driver
 }
 
 func newAccounts(ctx context.Context, o Options) *accounts {
@@ -57,11 +60,21 @@ func (a *accounts) volumes(name string) (volume.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	if k.volumes == nil {
-		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "account %s is a Kubernetes cluster, whose volumes cannot be copied yet", name),
-			"declare databases in targets of local accounts")
-	}
 	return k.volumes, nil
+}
+
+// client returns the connection to the cluster of an account.
+func (a *accounts) client(name string) (dynamic.Interface, error) {
+	k, err := a.connected(name)
+	if err != nil {
+		return nil, err
+	}
+	p, ok := k.platform.(*kubernetes.Platform)
+	if !ok {
+		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "account %s is no cluster: the volumes of a cluster cannot be copied to it", name),
+			"copy to a namespace of the cluster, or to a cluster that shares its storage")
+	}
+	return p.Client(), nil
 }
 
 // connected returns an account, connected anew where the configuration has changed: its images may have.
@@ -97,7 +110,7 @@ func (a *accounts) cluster(k *account, c *config.Config, configured config.Accou
 		if err != nil {
 			return err
 		}
-		k.platform, k.volumes = p, nil
+		k.platform, k.volumes = p, csi.New(configured.Name, a.client, csi.Deadlines{})
 	}
 	k.by, k.as = c, configured
 	return nil

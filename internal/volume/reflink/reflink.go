@@ -60,6 +60,9 @@ func (d *Driver) Probe(ctx context.Context, src []volume.Source) (volume.Ability
 	if len(src) == 0 {
 		return volume.Ability{}, fault.Newf(fault.Invalid, "there is no volume to copy")
 	}
+	if src, err = d.located(ctx, src); err != nil {
+		return volume.Ability{}, err
+	}
 	a := volume.Ability{Atomic: volume.None}
 	if a.Method, a.Reason, err = method(src[0].Dir, root); err != nil {
 		return a, err
@@ -117,18 +120,31 @@ func size(dir string) (int64, error) {
 
 // Cut implements volume.Driver.
 func (d *Driver) Cut(ctx context.Context, id, owner string, src []volume.Source) (volume.Copy, error) {
+	src, err := d.located(ctx, src)
+	if err != nil {
+		return volume.Copy{}, err
+	}
 	var dirs []string
 	for _, s := range src {
-		if s.Dir == "" {
-			dir, err := d.binder.Bound(ctx, volume.Place{Account: s.Account, Namespace: s.Namespace, Claim: s.Claim})
-			if err != nil {
-				return volume.Copy{}, err
-			}
-			s.Dir = dir
-		}
 		dirs = append(dirs, s.Dir)
 	}
 	return d.make(ctx, volume.CopyInfo{ID: id, Owner: owner, Sources: src}, dirs)
+}
+
+// located returns the sources with the directories that are behind their claims.
+func (d *Driver) located(ctx context.Context, src []volume.Source) ([]volume.Source, error) {
+	out := slices.Clone(src)
+	for n, s := range out {
+		if s.Dir != "" {
+			continue
+		}
+		dir, err := d.binder.Bound(ctx, place(s))
+		if err != nil {
+			return nil, err
+		}
+		out[n].Dir = dir
+	}
+	return out, nil
 }
 
 // Ready implements volume.Driver: a copy of directories is ready when it is cut.

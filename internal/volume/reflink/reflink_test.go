@@ -2,6 +2,8 @@ package reflink
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/volume"
@@ -29,29 +32,129 @@ func env(dir string, subvolume bool) func(t *testing.T) volumetest.Env {
 			root = sub
 		}
 		b := &volumetest.Binder{Dir: root}
-		return volumetest.Env{Driver: New(b, "a"), Binder: b, Volume: func(t *testing.T, name string) string {
-			path := filepath.Join(root, name)
-			if subvolume {
-				if err := MakeVolume(path); err != nil {
-					t.Fatal(err)
-				}
-				if err := MakeVolume(path); err != nil {
-					t.Fatal(err)
-				}
-				if m, _, err := method(path, root); err != nil || m != volume.Snapshot {
-					t.Fatalf("a volume made here is copied by %s, %v", m, err)
-				}
-				return path
-			}
-			if err := os.Mkdir(path, 0o755); err != nil {
+		e := volumetest.Env{Driver: New(b, "a"), Live: volume.Place{Account: "a", Namespace: "prod", Claim: "data"},
+			Twins: [2]volume.Place{{Account: "a", Namespace: "staging", Claim: "data"}, {Account: "a", Namespace: "other", Claim: "data"}}}
+		if err := b.Bind(t.Context(), e.Live, newVolume(t, root, subvolume)); err != nil {
+			t.Fatal(err)
+		}
+		dirOf := func(t *testing.T, p volume.Place) string {
+			dir, err := b.Bound(t.Context(), p)
+			if err != nil {
 				t.Fatal(err)
 			}
-			return path
-		}}
+			return dir
+		}
+		e.Write = func(t *testing.T, p volume.Place, name, text string) { put(t, dirOf(t, p), name, text) }
+		e.Read = func(t *testing.T, p volume.Place, name string) (string, bool) {
+			text, err := os.ReadFile(filepath.Join(dirOf(t, p), name))
+			return string(text), err == nil
+		}
+		e.Volume = dirOf
+		e.VolumeExists = func(_ *testing.T, _ volume.Place, dir string) bool { _, err := os.Stat(dir); return err == nil }
+		e.Exists = func(t *testing.T, p volume.Place) bool { _, err := b.Bound(t.Context(), p); return err == nil }
+		return e
+	}
+}
+
+// newVolume makes an empty volume as the method under test needs it.
+func newVolume(t *testing.T, root string, subvolume bool) string {
+	t.Helper()
+	path := filepath.Join(root, "source")
+	if !subvolume {
+		if err := os.Mkdir(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for range 2 {
+		if err := MakeVolume(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m, _, err := method(path, root); err != nil || m != volume.Snapshot {
+		t.Fatalf("a volume made here is copied by %s, %v", m, err)
+	}
+	return path
+}
+
+func put(t *testing.T, dir, name, text string) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o640); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tree reads a directory: path → mode and content.
+func tree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	err := filepath.Walk(dir, func(path string, i os.FileInfo, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, path)
+		v := i.Mode().String()
+		if i.Mode()&os.ModeSymlink != 0 {
+			to, _ := os.Readlink(path)
+			v += " → " + to
+		} else if i.Mode().IsRegular() {
+			body, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			v += " " + i.ModTime().UTC().Format(time.RFC3339Nano) + " " + string(body)
+		}
+		if rel != "." {
+			out[rel] = v
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// faithful copies a directory with all kinds of files, and the source stays as it is.
+func faithful(t *testing.T, root string, subvolume bool) {
+	src := newVolume(t, root, subvolume)
+	put(t, src, "a.txt", "one")
+	put(t, src, "deep/b.txt", "two")
+	if err := os.Symlink("a.txt", filepath.Join(src, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(src, "a.txt"), filepath.Join(src, "hard")); err != nil {
+		t.Fatal(err)
+	}
+	before := tree(t, src)
+	c, err := New(&volumetest.Binder{Dir: root}, "a").Cut(t.Context(), "d/x/cut", "d", []volume.Source{{Account: "a", Namespace: "n", Claim: "c", Dir: src}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := tree(t, c.Info().Dirs[0]); len(before) != 5 || !maps.Equal(got, before) {
+		t.Errorf("copied %v, want %v", got, before)
+	}
+	if got := tree(t, src); !maps.Equal(got, before) {
+		t.Error("the source has changed")
+	}
+	var st [2]syscall.Stat_t
+	for n, name := range []string{"a.txt", "hard"} {
+		if err := syscall.Stat(filepath.Join(c.Info().Dirs[0], name), &st[n]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if st[0].Ino != st[1].Ino {
+		t.Error("what was one file under two names is two")
 	}
 }
 
 func TestHere(t *testing.T) { volumetest.Run(t, env("", false)) }
+
+func TestFaithful(t *testing.T) { faithful(t, t.TempDir(), false) }
 
 // TestFileSystems runs the suite on each file system, on loop devices. It needs root.
 func TestFileSystems(t *testing.T) {
@@ -60,9 +163,18 @@ func TestFileSystems(t *testing.T) {
 	}
 	for _, fs := range []string{"ext4", "xfs", "btrfs"} {
 		dir := mount(t, fs)
-		t.Run(fs, func(t *testing.T) { volumetest.Run(t, env(dir, false)) })
-		if fs == "btrfs" {
-			t.Run("btrfs subvolume", func(t *testing.T) { volumetest.Run(t, env(dir, true)) })
+		for _, subvolume := range []bool{false, true} {
+			if subvolume && fs != "btrfs" {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s, subvolume: %t", fs, subvolume), func(t *testing.T) {
+				volumetest.Run(t, env(dir, subvolume))
+				root, err := os.MkdirTemp(dir, "faithful")
+				if err != nil {
+					t.Fatal(err)
+				}
+				faithful(t, root, subvolume)
+			})
 		}
 		t.Run(fs+" full", func(t *testing.T) { fullDisk(t, dir) })
 	}
@@ -70,8 +182,11 @@ func TestFileSystems(t *testing.T) {
 
 // fullDisk copies more than there is room for: nothing is left behind, and the source is whole.
 func fullDisk(t *testing.T, dir string) {
-	e := env(dir, false)(t)
-	src := e.Volume(t, "big")
+	root, err := os.MkdirTemp(dir, "full")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := newVolume(t, root, false)
 	m, _, err := method(src, dir)
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +197,7 @@ func fullDisk(t *testing.T, dir string) {
 	if err := os.WriteFile(filepath.Join(src, "file"), make([]byte, 250<<20), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err = e.Driver.Cut(t.Context(), "cut", "d1", []volume.Source{{Claim: "big", Dir: src}})
+	_, err = New(&volumetest.Binder{Dir: root}, "a").Cut(t.Context(), "cut", "d1", []volume.Source{{Claim: "big", Dir: src}})
 	if err == nil || !strings.Contains(err.Error(), "free") {
 		t.Errorf("the message says not what to do: %v", err)
 	}

@@ -1,11 +1,8 @@
-// Package volumetest is the conformance suite of package volume: every driver of directories runs it.
+// Package volumetest is the conformance suite of package volume: every driver runs it.
 package volumetest
 
 import (
 	"context"
-	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -29,7 +26,7 @@ func (b *Binder) Bind(_ context.Context, p volume.Place, dir string) error {
 	if b.claims == nil {
 		b.claims = map[volume.Place]string{}
 	}
-	b.claims[p] = dir
+	b.claims[p.Bare()] = dir
 	return nil
 }
 
@@ -37,7 +34,7 @@ func (b *Binder) Bind(_ context.Context, p volume.Place, dir string) error {
 func (b *Binder) Bound(_ context.Context, p volume.Place) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	d, ok := b.claims[p]
+	d, ok := b.claims[p.Bare()]
 	if !ok {
 		return "", fault.Newf(fault.NotFound, "claim %s is not bound", p.Claim)
 	}
@@ -48,98 +45,61 @@ func (b *Binder) Bound(_ context.Context, p volume.Place) (string, error) {
 func (b *Binder) Unbind(_ context.Context, p volume.Place) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.claims, p)
+	delete(b.claims, p.Bare())
 	return nil
 }
 
 // VolumesDir implements volume.Binder.
 func (b *Binder) VolumesDir(context.Context) (string, error) { return b.Dir, nil }
 
-// Env is one test's surroundings. Volume makes an empty volume directory as the method under test needs it.
+// Env is one test's surroundings, in which nothing but the test makes copies for the suite's owners.
 type Env struct {
 	Driver volume.Driver
-	Binder *Binder
-	Volume func(t *testing.T, name string) string
+	Live   volume.Place    // a claim with an empty volume
+	Twins  [2]volume.Place // where clones may go; the claims do not exist
+
+	// Write and Read reach the files behind a claim. Nothing holds the claim when they return.
+	Write func(t *testing.T, p volume.Place, name, text string)
+	Read  func(t *testing.T, p volume.Place, name string) (text string, ok bool)
+	// Exists tells whether there is such a claim, Volume which volume is behind it, and VolumeExists whether one is there that was
+	// behind the claim.
+	Exists       func(t *testing.T, p volume.Place) bool
+	Volume       func(t *testing.T, p volume.Place) string
+	VolumeExists func(t *testing.T, p volume.Place, volume string) bool
 }
 
-var (
-	claim = volume.Place{Account: "a", Namespace: "prod", Claim: "data"}
-	twin  = volume.Place{Account: "a", Namespace: "staging", Claim: "data"}
+// owner and other are the deliveries of the suite.
+const (
+	owner = "suite-d1"
+	other = "suite-d2"
 )
 
 // Run runs the suite.
 func Run(t *testing.T, newEnv func(t *testing.T) Env) {
 	for _, c := range []struct {
 		name string
-		test func(*testing.T, Env, volume.Source)
+		test func(*testing.T, Env)
 	}{
 		{"a copy holds what the source held", holds}, {"an id is used once", once}, {"a clone is writable and apart", apart},
-		{"swap and back", swap}, {"what a swap took out of service goes when its time is over", retired}, {"delete refuses what is needed", refuses}, {"half a copy is never returned", half},
+		{"a clone can be cloned", again}, {"swap and back", swap}, {"what a swap took out of service goes when its time is over", retired},
+		{"delete refuses what is needed", refuses}, {"half a copy is never returned", half},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := newEnv(t)
-			dir := e.Volume(t, "source")
-			write(t, dir, "a.txt", "one")
-			write(t, dir, "deep/b.txt", "two")
-			if err := os.Symlink("a.txt", filepath.Join(dir, "link")); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Link(filepath.Join(dir, "a.txt"), filepath.Join(dir, "hard")); err != nil {
-				t.Fatal(err)
-			}
-			if err := e.Binder.Bind(t.Context(), claim, dir); err != nil {
-				t.Fatal(err)
-			}
-			c.test(t, e, volume.Source{Account: "a", Namespace: "prod", Claim: "data", Dir: dir})
+			e.Write(t, e.Live, "a.txt", "one")
+			e.Write(t, e.Live, "deep/b.txt", "two")
+			c.test(t, e)
 		})
 	}
 }
 
-func write(t *testing.T, dir, name, text string) {
-	t.Helper()
-	path := filepath.Join(dir, name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o640); err != nil {
-		t.Fatal(err)
-	}
+func (e Env) source() volume.Source {
+	return volume.Source{Account: e.Live.Account, Namespace: e.Live.Namespace, Claim: e.Live.Claim}
 }
 
-// tree reads a directory: path → mode and content.
-func tree(t *testing.T, dir string) map[string]string {
+func (e Env) cut(t *testing.T, id string) volume.Copy {
 	t.Helper()
-	out := map[string]string{}
-	err := filepath.Walk(dir, func(path string, i os.FileInfo, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, _ := filepath.Rel(dir, path)
-		v := i.Mode().String()
-		if i.Mode()&os.ModeSymlink != 0 {
-			to, _ := os.Readlink(path)
-			v += " → " + to
-		} else if i.Mode().IsRegular() {
-			body, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			v += " " + i.ModTime().UTC().Format(time.RFC3339Nano) + " " + string(body)
-		}
-		if rel != "." {
-			out[rel] = v
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-func (e Env) cut(t *testing.T, id string, s volume.Source) volume.Copy {
-	t.Helper()
-	c, err := e.Driver.Cut(t.Context(), id, "d1", []volume.Source{s})
+	c, err := e.Driver.Cut(t.Context(), id, owner, []volume.Source{e.source()})
 	if err == nil {
 		err = e.Driver.Ready(t.Context(), c)
 	}
@@ -149,161 +109,183 @@ func (e Env) cut(t *testing.T, id string, s volume.Source) volume.Copy {
 	return c
 }
 
-func (e Env) clone(t *testing.T, id string, from volume.Copy) volume.Copy {
+func (e Env) clone(t *testing.T, id string, from volume.Copy, to volume.Place) volume.Copy {
 	t.Helper()
-	c, err := e.Driver.Clone(t.Context(), id, "d1", from, []volume.Place{twin})
+	c, err := e.Driver.Clone(t.Context(), id, owner, from, []volume.Place{to})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func holds(t *testing.T, e Env, s volume.Source) {
-	a, err := e.Driver.Probe(t.Context(), []volume.Source{s})
+// expect reads a file; "" says that there must be none.
+func (e Env) expect(t *testing.T, p volume.Place, name, want string) {
+	t.Helper()
+	if got, ok := e.Read(t, p, name); got != want || ok != (want != "") {
+		t.Errorf("%s of claim %s of namespace %s holds %q (there: %t), want %q", name, p.Claim, p.Namespace, got, ok, want)
+	}
+}
+
+func holds(t *testing.T, e Env) {
+	a, err := e.Driver.Probe(t.Context(), []volume.Source{e.source()})
 	if err != nil || a.Method == "" || a.Reason == "" || a.FreeBytes == 0 {
 		t.Fatalf("%+v, %v", a, err)
 	}
-	before := tree(t, s.Dir)
-	c := e.cut(t, "d1/x/cut", s)
-	if got := tree(t, c.Info().Dirs[0]); !maps.Equal(got, before) {
-		t.Errorf("copied %v, want %v", got, before)
+	start := time.Now()
+	c := e.cut(t, "suite-d1/x/cut")
+	i := c.Info()
+	if i.Method != a.Method {
+		t.Errorf("probed %s and copied by %s", a.Method, i.Method)
 	}
-	if c.Info().Method != a.Method {
-		t.Errorf("probed %s and copied by %s", a.Method, c.Info().Method)
+	if i.CutAt.Before(start.Add(-time.Second)) || i.CutAt.After(time.Now().Add(time.Second)) {
+		t.Errorf("cut at %s, begun at %s", i.CutAt, start)
 	}
-	if got := tree(t, s.Dir); !maps.Equal(got, before) {
-		t.Error("the source has changed")
+	e.clone(t, "suite-d1/x/clone", c, e.Twins[0])
+	e.expect(t, e.Twins[0], "a.txt", "one")
+	e.expect(t, e.Twins[0], "deep/b.txt", "two")
+	e.expect(t, e.Live, "a.txt", "one")
+	listed, err := e.Driver.List(t.Context(), owner)
+	if err != nil || len(listed) != 2 || listed[0].ID() != c.ID() || listed[1].Info().Parent != c.ID() || !listed[0].Info().CutAt.Equal(i.CutAt) {
+		t.Errorf("listed %+v, %v", listed, err)
 	}
-	listed, err := e.Driver.List(t.Context(), "d1")
-	if err != nil || len(listed) != 1 || listed[0].ID() != c.ID() {
-		t.Errorf("listed %v, %v", listed, err)
-	}
-	if other, err := e.Driver.List(t.Context(), "d2"); err != nil || len(other) != 0 {
-		t.Errorf("of another owner: %v, %v", other, err)
-	}
-}
-
-func once(t *testing.T, e Env, s volume.Source) {
-	first := e.cut(t, "cut", s)
-	write(t, s.Dir, "later.txt", "x")
-	again := e.cut(t, "cut", s)
-	if !slices.Equal(first.Info().Dirs, again.Info().Dirs) {
-		t.Errorf("%v and %v", first.Info().Dirs, again.Info().Dirs)
-	}
-	if _, ok := tree(t, again.Info().Dirs[0])["later.txt"]; ok {
-		t.Error("the second call has copied again")
+	if there, err := e.Driver.List(t.Context(), other); err != nil || len(there) != 0 {
+		t.Errorf("of another owner: %v, %v", there, err)
 	}
 }
 
-func apart(t *testing.T, e Env, s volume.Source) {
-	c := e.cut(t, "cut", s)
-	k := e.clone(t, "clone", c)
-	bound, err := e.Binder.Bound(t.Context(), twin)
-	if err != nil || bound != k.Info().Dirs[0] {
-		t.Fatalf("the claim is bound to %q, %v", bound, err)
+func once(t *testing.T, e Env) {
+	first := e.cut(t, "cut")
+	e.Write(t, e.Live, "later.txt", "x")
+	second := e.cut(t, "cut")
+	if !first.Info().CutAt.Equal(second.Info().CutAt) {
+		t.Errorf("cut at %s and at %s", first.Info().CutAt, second.Info().CutAt)
 	}
-	write(t, bound, "a.txt", "changed")
-	if got, _ := os.ReadFile(filepath.Join(s.Dir, "a.txt")); string(got) != "one" {
-		t.Errorf("the source now holds %q", got)
+	e.clone(t, "clone", second, e.Twins[0])
+	e.expect(t, e.Twins[0], "later.txt", "")
+	e.Write(t, e.Twins[0], "a.txt", "changed")
+	e.clone(t, "clone", second, e.Twins[0])
+	e.expect(t, e.Twins[0], "a.txt", "changed")
+}
+
+func apart(t *testing.T, e Env) {
+	c := e.cut(t, "cut")
+	e.clone(t, "clone", c, e.Twins[0])
+	e.Write(t, e.Twins[0], "a.txt", "changed")
+	e.expect(t, e.Live, "a.txt", "one")
+	e.clone(t, "clone2", c, e.Twins[1])
+	e.expect(t, e.Twins[1], "a.txt", "one")
+	e.expect(t, e.Twins[0], "a.txt", "changed")
+}
+
+func again(t *testing.T, e Env) {
+	base := e.clone(t, "base", e.cut(t, "cut"), e.Twins[0])
+	e.Write(t, e.Twins[0], "a.txt", "recovered")
+	k := e.clone(t, "candidate", base, e.Twins[1])
+	e.expect(t, e.Twins[1], "a.txt", "recovered")
+	if k.Info().Parent != base.ID() {
+		t.Errorf("the parent is %q", k.Info().Parent)
 	}
-	if got, _ := os.ReadFile(filepath.Join(c.Info().Dirs[0], "a.txt")); string(got) != "one" {
-		t.Errorf("the copy now holds %q", got)
+	if err := e.Driver.Delete(t.Context(), base); !fault.Is(err, fault.Conflict) {
+		t.Errorf("a clone with a child could be deleted: %v", err)
 	}
 }
 
-func swap(t *testing.T, e Env, s volume.Source) {
-	k := e.clone(t, "clone", e.cut(t, "cut", s))
-	live := []volume.Source{s}
-	old, err := e.Driver.Swap(t.Context(), "swap", live, k, time.Now().Add(time.Hour))
+func swap(t *testing.T, e Env) {
+	k := e.clone(t, "clone", e.cut(t, "cut"), e.Twins[0])
+	e.Write(t, e.Twins[0], "a.txt", "upgraded")
+	live, protect := []volume.Source{e.source()}, time.Now().Add(time.Hour)
+	if found := e.find(t, "swap"); found {
+		t.Error("the swap is known before it began")
+	}
+	old, err := e.Driver.Swap(t.Context(), "swap", live, k, protect)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := e.Driver.Swap(t.Context(), "swap", live, k, time.Now().Add(time.Hour)); err != nil || again.Info().Dirs[0] != old.Info().Dirs[0] {
-		t.Errorf("again: %v, %v", again.Info(), err)
+	if !e.find(t, "swap") || !e.find(t, "clone") {
+		t.Error("the old volume, or what production runs on now, is not listed")
 	}
-	if b, _ := e.Binder.Bound(t.Context(), claim); b != k.Info().Dirs[0] {
-		t.Errorf("production is bound to %s", b)
+	e.expect(t, e.Live, "a.txt", "upgraded")
+	if same, err := e.Driver.Swap(t.Context(), "swap", live, k, protect); err != nil || same.ID() != old.ID() || !same.Info().CutAt.Equal(old.Info().CutAt) {
+		t.Errorf("again: %+v, %v", same, err)
 	}
-	if old.Info().Dirs[0] != s.Dir {
-		t.Errorf("the old volume is %s, want %s", old.Info().Dirs[0], s.Dir)
-	}
+	e.expect(t, e.Live, "a.txt", "upgraded")
 	if err := e.Driver.Delete(t.Context(), k); !fault.Is(err, fault.Denied) {
 		t.Errorf("production's volume could be deleted: %v", err)
 	}
 	if err := e.Driver.Delete(t.Context(), old); !fault.Is(err, fault.Denied) {
 		t.Errorf("the old volume is not protected: %v", err)
 	}
-	if _, err := e.Driver.Swap(t.Context(), "back", live, old, time.Time{}); err != nil {
+	failed, err := e.Driver.Swap(t.Context(), "back", live, old, protect)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := e.Binder.Bound(t.Context(), claim); b != s.Dir {
-		t.Errorf("after the way back production is bound to %s", b)
+	e.expect(t, e.Live, "a.txt", "one")
+	// What was taken out of service is kept by its other name as well.
+	for _, x := range []volume.Copy{failed, k} {
+		if err := e.Driver.Delete(t.Context(), x); !fault.Is(err, fault.Denied) {
+			t.Errorf("%s is not protected: %v", x.ID(), err)
+		}
 	}
+	if _, err := e.Driver.Swap(t.Context(), "forth", live, failed, time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	e.expect(t, e.Live, "a.txt", "upgraded")
 }
 
 // retired takes two upgrades: production's first volume and then the clone that it ran on go out of service, and each is
 // deleted after its time and not before, while what production runs on stays.
-func retired(t *testing.T, e Env, s volume.Source) {
-	live := []volume.Source{s}
-	first := e.clone(t, "first", e.cut(t, "cut1", s))
-	was, err := e.Driver.Swap(t.Context(), "swap1", live, first, time.Now().Add(-time.Second))
-	if err != nil {
-		t.Fatal(err)
+func retired(t *testing.T, e Env) {
+	live, over := []volume.Source{e.source()}, time.Now().Add(-time.Second)
+	swap := func(id string, to volume.Place, until time.Time) (old, with volume.Copy, was string) {
+		t.Helper()
+		was = e.Volume(t, e.Live)
+		with = e.clone(t, id, e.cut(t, "cut "+id), to)
+		e.Write(t, to, "by.txt", id)
+		old, err := e.Driver.Swap(t.Context(), "swap "+id, live, with, until)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return old, with, was
 	}
-	between := s
-	between.Dir = first.Info().Dirs[0]
-	second := e.clone(t, "second", e.cut(t, "cut2", between))
-	kept, err := e.Driver.Swap(t.Context(), "swap2", live, second, time.Now().Add(time.Hour))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := e.Driver.Delete(t.Context(), first); !fault.Is(err, fault.Denied) {
-		t.Errorf("the clone that production ran on could be deleted while it is protected: %v", err)
+	was, first, original := swap("first", e.Twins[0], over)
+	kept, _, _ := swap("second", e.Twins[1], time.Now().Add(time.Hour))
+	for _, c := range []volume.Copy{first, kept} {
+		if err := e.Driver.Delete(t.Context(), c); !fault.Is(err, fault.Denied) {
+			t.Errorf("what production ran on could be deleted as %s while it is protected: %v", c.ID(), err)
+		}
 	}
 	if err := e.Driver.Delete(t.Context(), was); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(s.Dir); !os.IsNotExist(err) {
-		t.Errorf("the first volume is still there: %v", err)
+	if e.VolumeExists(t, e.Live, original) {
+		t.Error("the first volume is still there")
 	}
-	for _, dir := range []string{kept.Info().Dirs[0], second.Info().Dirs[0]} {
-		if got := tree(t, dir); len(got) != 5 {
-			t.Errorf("%s has %v", dir, got)
-		}
-	}
-	if _, err := e.Driver.Swap(t.Context(), "swap3", live, e.clone(t, "third", e.cut(t, "cut3", between)), time.Now().Add(-time.Second)); err != nil {
+	e.expect(t, e.Live, "by.txt", "second")
+	spent, third, volumeOfSecond := swap("third", e.Twins[0], over)
+	if err := e.Driver.Delete(t.Context(), spent); err != nil {
 		t.Fatal(err)
 	}
-	third, err := e.Driver.List(t.Context(), "")
+	if e.VolumeExists(t, e.Live, volumeOfSecond) || e.find(t, "second") || e.find(t, spent.ID()) {
+		t.Error("the clone that went out of service is still there, or listed")
+	}
+	if !e.find(t, kept.ID()) || !e.find(t, third.ID()) {
+		t.Error("what is protected, or what production runs on, is no longer listed")
+	}
+	e.expect(t, e.Live, "by.txt", "third")
+}
+
+func (e Env) find(t *testing.T, id string) bool {
+	t.Helper()
+	all, err := e.Driver.List(t.Context(), owner)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range third {
-		if c.ID() == "swap3" {
-			if err := e.Driver.Delete(t.Context(), c); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if _, err := os.Stat(second.Info().Dirs[0]); !os.IsNotExist(err) {
-		t.Errorf("the clone that went out of service is still there: %v", err)
-	}
-	for _, c := range third {
-		if c.ID() == "second" {
-			if left, err := e.Driver.List(t.Context(), c.Info().Owner); err != nil || has(left, "second") {
-				t.Errorf("it is still listed: %v", err)
-			}
-		}
-	}
-}
-
-func has(all []volume.Copy, id string) bool {
 	return slices.ContainsFunc(all, func(c volume.Copy) bool { return c.ID() == id })
 }
 
-func refuses(t *testing.T, e Env, s volume.Source) {
-	c := e.cut(t, "cut", s)
-	k := e.clone(t, "clone", c)
+func refuses(t *testing.T, e Env) {
+	c := e.cut(t, "cut")
+	k := e.clone(t, "clone", c, e.Twins[0])
 	if err := e.Driver.Delete(t.Context(), c); !fault.Is(err, fault.Conflict) {
 		t.Errorf("a copy with a child could be deleted: %v", err)
 	}
@@ -312,30 +294,26 @@ func refuses(t *testing.T, e Env, s volume.Source) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := e.Binder.Bound(t.Context(), twin); !fault.Is(err, fault.NotFound) {
-		t.Errorf("the claim of a deleted clone: %v", err)
+	if e.Exists(t, e.Twins[0]) {
+		t.Error("the claim of a deleted clone is still there")
 	}
-	if left, err := e.Driver.List(t.Context(), ""); err != nil || len(left) != 0 {
+	if left, err := e.Driver.List(t.Context(), owner); err != nil || len(left) != 0 {
 		t.Errorf("left %v, %v", left, err)
 	}
-	if got := tree(t, s.Dir); len(got) != 5 {
-		t.Errorf("the source has %v", got)
-	}
+	e.expect(t, e.Live, "deep/b.txt", "two")
 }
 
-func half(t *testing.T, e Env, s volume.Source) {
+func half(t *testing.T, e Env) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if c, err := e.Driver.Cut(ctx, "cut", "d1", []volume.Source{s}); err == nil && c.Info().Method != volume.Snapshot {
+	if c, err := e.Driver.Cut(ctx, "cut", owner, []volume.Source{e.source()}); err == nil && c.Info().Method != volume.Snapshot {
 		t.Error("a cancelled copy is returned")
 	}
-	gone := s
-	gone.Dir = filepath.Join(s.Dir, "missing")
-	if _, err := e.Driver.Cut(t.Context(), "none", "d1", []volume.Source{gone}); err == nil {
-		t.Error("a missing volume was copied")
+	gone := e.source()
+	gone.Claim = "missing"
+	if _, err := e.Driver.Cut(t.Context(), "none", owner, []volume.Source{gone}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a missing volume was copied: %v", err)
 	}
-	c := e.cut(t, "cut2", s)
-	if got := tree(t, c.Info().Dirs[0]); len(got) != 5 {
-		t.Errorf("copied %v", got)
-	}
+	e.clone(t, "clone", e.cut(t, "cut2"), e.Twins[0])
+	e.expect(t, e.Twins[0], "deep/b.txt", "two")
 }
