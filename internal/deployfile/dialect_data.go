@@ -110,6 +110,8 @@ func upgrade(u *Upgrade) value {
 		o.key("bake", duration(&u.Bake), "How long the old volumes are kept afterwards.")
 		o.key("maxLost", whole(&u.MaxLost, 0, 1<<53), "How many writes a restore of the checkpoint may discard without asking; 0.")
 		o.key("contract", refersTo(&u.Contract, contractNames, ""), "What the upgrade is expected to change.")
+		o.key("strategy", refersTo(&u.Strategy, strategyNames, ": its members would take the new version without a gate between them"),
+			"A canary in `strategies`, for a workload of more than one replica: a weight is the share of its members that have the new version.")
 	})
 }
 

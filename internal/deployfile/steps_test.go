@@ -213,11 +213,12 @@ targets:
 data:
   databases:
     - {name: orders, engine: MongoDB, target: production, workload: statefulset/mongo, connection: 'mongodb://{{secrets.u}}:{{secrets.p}}@mongo:27017/', markAfter: deployment/web, quarantine: unenforced, sidecars: [exporter],
-       upgrade: {deadline: {duration: 5, unit: minutes}, bake: {duration: 1, unit: days}, maxLost: 2, contract: c}}
+       upgrade: {deadline: {duration: 5, unit: minutes}, bake: {duration: 1, unit: days}, maxLost: 2, contract: c, strategy: one-by-one}}
   contracts: [{name: c, describe: d, exclude: [a.b]}]
   checks: [{name: totals, database: orders, query: q, equals: 0}]
   masks: [{name: k, rules: [{anything: goes}]}]
   jobs: [{name: j, inline: 'kind: Job'}]
+strategies: {one-by-one: {canary: {steps: []}}}
 `
 	f, found := Parse("deploy.yaml", []byte(file))
 	compareFindings(t, found, nil)
@@ -235,7 +236,7 @@ data:
 		{f.Data, Data{
 			Databases: []Database{{Pos{25, 7}, "orders", "mongodb", "production", "statefulset/mongo", "mongodb://{{secrets.u}}:{{secrets.p}}@mongo:27017/",
 				"deployment/web", Unenforced, []string{"exporter"},
-				Upgrade{5 * time.Minute, 24 * time.Hour, 2, "c"}}},
+				Upgrade{5 * time.Minute, 24 * time.Hour, 2, "c", "one-by-one"}}},
 			Contracts: []Contract{{Pos{27, 15}, "c", "d", []string{"a.b"}, nil}},
 			Checks:    []Check{{Pos{28, 12}, "totals", "orders", "q", &zero}},
 			Masks:     []Mask{{Pos{29, 11}, "k"}},

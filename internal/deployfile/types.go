@@ -299,6 +299,7 @@ type Upgrade struct {
 	Bake     time.Duration
 	MaxLost  int64
 	Contract string
+	Strategy string // of a replicated database: a canary whose weights are shares of its members
 }
 
 // Contract is what a change is expected to change.

@@ -32,7 +32,7 @@ func (b *targetPlan) deploy(after []string) ([]string, error) {
 		case b.copies[d.Name] != "":
 			rest, after, err = b.onTheCopy(d, rest, after)
 		case b.ships(d):
-			rest, after, err = b.behindTheFence(d, rest, after)
+			rest, after, err = b.upgrade(d, rest, after)
 		}
 		if err != nil {
 			return nil, err
@@ -176,6 +176,25 @@ func (b *targetPlan) markAfter(d deployfile.Database, rest []manifest.Object) ([
 	template, _, err := rest[i].PodTemplate()
 	own, _ := partition(rest, func(o manifest.Object) bool { return o.Ref() == rest[i].Ref() || o.Selects(template.Labels) })
 	return own, err
+}
+
+// upgrade brings production's database to the new version: a single instance behind the fence, members one after another.
+func (b *targetPlan) upgrade(d deployfile.Database, rest []manifest.Object, after []string) ([]manifest.Object, []string, error) {
+	db, err := b.database(d.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, err := b.members(db)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case n > 1:
+		return b.memberByMember(d, db, int(n), rest, after)
+	case d.Upgrade.Strategy != "":
+		return nil, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "database %s: upgrade.strategy is for members, and %s has one replica", d.Name, db.Workload),
+			"leave it out: a single instance is upgraded behind a fence")
+	}
+	return b.behindTheFence(d, rest, after)
 }
 
 // behindTheFence upgrades production's database.

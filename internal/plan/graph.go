@@ -91,6 +91,8 @@ const (
 	KindQuickVerify    = "quickVerify"   //
 	KindSwap           = "swapVolumes"   //
 	KindOpen           = "openDatabase"  // the point of no return for R0
+	KindStartMembers   = "startMembers"  // a replicated database: its new version, which no member has yet
+	KindRollMembers    = "rollMembers"   // some of its members get it, the last ordinal first
 )
 
 // Arguments of the nodes. They are complete: a step needs nothing but them and its ports. Connection and the templates
@@ -250,6 +252,17 @@ type DataArgs struct {
 	TTL       time.Duration     `json:"ttl,omitempty"`
 	Name      string            `json:"name,omitempty"` // of a checkpoint
 	Timeout   time.Duration     `json:"timeout"`
+}
+
+// MembersArgs of KindStartMembers and KindRollMembers.
+type MembersArgs struct {
+	Database Database        `json:"database"`
+	Workload manifest.Object `json:"workload"`
+	Group    string          `json:"group"`          // its steps are <group>/start and others
+	Members  int             `json:"members"`        // how many the manifest has
+	Roll     int             `json:"roll,omitempty"` // how many of them have the new version afterwards
+	Last     bool            `json:"last,omitempty"` // all of them, and the workload is as the manifest says
+	Timeout  time.Duration   `json:"timeout"`        // for each member
 }
 
 // Contract is what a change is expected to change. Only exclusions are built: "database.schema.table" or

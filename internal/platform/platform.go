@@ -90,6 +90,40 @@ type Shifter interface {
 	Abort(ctx context.Context, key string, refs []manifest.Ref) error
 }
 
+// Roller is a Platform that can give a StatefulSet its new version one member after another, the last ordinal first. Until an
+// ordinal's turn has come its pod comes back in the old version, whatever ends it.
+type Roller interface {
+	// StartRoll gives the StatefulSet, which must exist, its new version while no member has it. The replicas stay as they are.
+	StartRoll(ctx context.Context, key string, o manifest.Object, opts Options) ([]Change, error)
+	// Roll lets the members from an ordinal on have the new version. A budget for disruptions that does not allow it is an
+	// error of kind Conflict.
+	Roll(ctx context.Context, key string, workload manifest.Ref, from int) error
+	// EndRoll makes the StatefulSet be as StartRoll was told, once every member has the new version.
+	EndRoll(ctx context.Context, key string, changes []Change) error
+	// TurnBack makes the old version the one that pods are made of again. No member is ended by it: see Members.Restart. What
+	// is left is for Revert.
+	TurnBack(ctx context.Context, key string, changes []Change) error
+}
+
+// Members is a Platform that knows the pods of a StatefulSet one by one.
+type Members interface {
+	// Members returns what there is of each ordinal, once the StatefulSet's controller has seen its present version.
+	Members(ctx context.Context, workload manifest.Ref) ([]Member, error)
+	// Restart ends exactly this pod of a member, so that another is made. One that is ready is ended only where the budgets for
+	// disruptions allow: otherwise the error is of kind Conflict. A pod that is gone already is none.
+	Restart(ctx context.Context, key string, workload manifest.Ref, m Member) error
+	// DialMember connects to a port of a Service at one of the pods that it leads to.
+	DialMember(ctx context.Context, service manifest.Ref, member, port string) (net.Conn, error)
+}
+
+// Member is one ordinal of a StatefulSet.
+type Member struct {
+	Name    string
+	ID      string // of the present pod; "" where there is none
+	Ready   bool
+	Present bool // it is of the version that pods are made of now, for its ordinal's turn or not
+}
+
 // Fencer is a Platform that can keep everybody from writing to a workload.
 type Fencer interface {
 	// Close pauses the Services of the workload: new and idle connections are held, not refused.

@@ -28,6 +28,11 @@ import (
 // Dial implements platform.Platform: through the API server to a ready pod of the Service, never to the host that a name means
 // to this machine. A fence does not hold Sluice back.
 func (p *Platform) Dial(ctx context.Context, service manifest.Ref, port string) (net.Conn, error) {
+	return p.DialMember(ctx, service, "", port)
+}
+
+// DialMember implements platform.Members; with no name any pod will do.
+func (p *Platform) DialMember(ctx context.Context, service manifest.Ref, member, port string) (net.Conn, error) {
 	live, err := p.read(ctx, service)
 	if err != nil {
 		return nil, err
@@ -52,7 +57,8 @@ func (p *Platform) Dial(ctx context.Context, service manifest.Ref, port string) 
 	var found []corev1.Pod
 	for _, u := range list.Items {
 		var pod corev1.Pod
-		if runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &pod) == nil && ready(&pod) && pod.DeletionTimestamp == nil {
+		if runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &pod) == nil && ready(&pod) && pod.DeletionTimestamp == nil &&
+			(member == "" || pod.Name == member) {
 			found = append(found, pod)
 		}
 	}
@@ -64,6 +70,9 @@ func (p *Platform) Dial(ctx context.Context, service manifest.Ref, port string) 
 	}
 	if len(found) > 0 {
 		return nil, fault.Newf(fault.NotFound, "no pod of Service %s has the port %s", service, target.String())
+	}
+	if member != "" {
+		return nil, fault.Newf(fault.Transient, "pod %s is not ready, or Service %s does not lead to it", member, service)
 	}
 	return nil, fault.Newf(fault.Transient, "no pod of Service %s is ready", service)
 }

@@ -24,6 +24,7 @@ func pods() schema.GroupVersionResource            { return builtin("", "v1", "p
 func events() schema.GroupVersionResource          { return builtin("", "v1", "events") }
 func deployments() schema.GroupVersionResource     { return builtin("apps", "v1", "deployments") }
 func replicaSets() schema.GroupVersionResource     { return builtin("apps", "v1", "replicasets") }
+func statefulSets() schema.GroupVersionResource    { return builtin("apps", "v1", "statefulsets") }
 func serviceAccounts() schema.GroupVersionResource { return builtin("", "v1", "serviceaccounts") }
 func jobs() schema.GroupVersionResource            { return builtin("batch", "v1", "jobs") }
 func roles() schema.GroupVersionResource           { return builtin("rbac.authorization.k8s.io", "v1", "roles") }

@@ -70,6 +70,8 @@ var (
 	_ platform.Fencer    = (*Platform)(nil)
 	_ platform.Logger    = (*Platform)(nil)
 	_ platform.Shifter   = (*Platform)(nil)
+	_ platform.Roller    = (*Platform)(nil)
+	_ platform.Members   = (*Platform)(nil)
 )
 
 // Credentials reads the credentials of an account. Nothing is reached yet.

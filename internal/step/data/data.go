@@ -47,6 +47,8 @@ func Steps(p step.Ports, o Options) map[string]step.Step {
 		plan.KindQuickVerify:    quickVerify{b},
 		plan.KindSwap:           swap{b},
 		plan.KindOpen:           open{b},
+		plan.KindStartMembers:   startMembers{b},
+		plan.KindRollMembers:    rollMembers{b},
 	}
 }
 
@@ -139,25 +141,40 @@ func (b base) connection(db plan.Database) (value string, service string, err er
 
 // url returns how to reach the database where a copy of it, or production itself, runs.
 func (b base) url(p place, db plan.Database, namespace string, frozen bool) (database.URL, error) {
-	value, service, err := b.connection(db)
+	u, service, err := b.service(db)
 	if err != nil {
-		return database.URL{}, err
+		return u, err
 	}
 	ref := manifest.Ref{Kind: "Service", Namespace: namespace, Name: service}
-	return database.URL{Value: value, Frozen: frozen, Dial: func(ctx context.Context, _, address string) (net.Conn, error) {
-		host, port, err := net.SplitHostPort(address)
-		if err != nil {
-			return nil, err
-		}
-		if name, _, _ := strings.Cut(host, "."); name != service {
-			return nil, fault.Newf(fault.Denied, "a connection to %s was refused: only Service %s of namespace %s is meant", address, service, namespace)
-		}
+	u.Frozen = frozen
+	u.Dial = only(service, func(ctx context.Context, port string) (net.Conn, error) {
 		c, err := p.Dial(ctx, ref, port)
 		if fault.Is(err, fault.NotFound) {
 			err = fault.WithRemedy(err, "the connection of database %s must name a Service of %s and a port of it", db.Name, db.Workload)
 		}
 		return c, err
-	}}, nil
+	})
+	return u, nil
+}
+
+// service returns the database's URL, which does not say yet how it is dialled, and the Service that is its host.
+func (b base) service(db plan.Database) (database.URL, string, error) {
+	value, service, err := b.connection(db)
+	return database.URL{Value: value}, service, err
+}
+
+// only dials a port of one Service, and refuses every other host.
+func only(service string, dial func(ctx context.Context, port string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, address string) (net.Conn, error) {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		if name, _, _ := strings.Cut(host, "."); name != service {
+			return nil, fault.Newf(fault.Denied, "a connection to %s was refused: only Service %s is meant", address, service)
+		}
+		return dial(ctx, port)
+	}
 }
 
 // permitted refuses what would fail half-way, or leave tables out, for want of a privilege, and names each.
