@@ -13,7 +13,9 @@ import (
 
 // members is how many replicas the manifest of a database's workload has.
 func (b *targetPlan) members(db Database) (int32, error) {
-	i := slices.IndexFunc(b.objects, func(o manifest.Object) bool { return o.GetKind() == db.Workload.Kind && o.GetName() == db.Workload.Name })
+	i := slices.IndexFunc(b.objects, func(o manifest.Object) bool {
+		return o.GetKind() == db.Workload.Kind && o.GetName() == db.Workload.Name
+	})
 	if i < 0 || b.objects[i].GetKind() != "StatefulSet" {
 		return 1, nil
 	}

@@ -80,7 +80,9 @@ func (r replica) url(member string) (database.URL, error) {
 		return u, err
 	}
 	ref := manifest.Ref{Kind: "Service", Namespace: r.a.Database.Namespace, Name: service}
-	u.Dial = only(service, func(ctx context.Context, port string) (net.Conn, error) { return r.members.DialMember(ctx, ref, member, port) })
+	u.Dial = only(service, func(ctx context.Context, port string) (net.Conn, error) {
+		return r.members.DialMember(ctx, ref, member, port)
+	})
 	return u, nil
 }
 
