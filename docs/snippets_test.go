@@ -17,6 +17,7 @@ var around = []struct {
 	{"afterDeployment:", "targets:\n  staging:\n    account: local\n    constraints:\n      beforeDeployment: [{copyData: {database: orders}}]\n", 6},
 	{"- analysis:", "targets: {a: {account: local, strategy: s}}\nanalysis: {defaultMetricProviderName: p}\nstrategies:\n  s:\n    canary:\n      steps:\n", 8},
 	{"analysis:", "targets: {a: {account: local, strategy: careful}}\n", 0},
+	{"strategies:", "targets: {a: {account: local}}\n", 0},
 	{"version:", "", 0},
 }
 
