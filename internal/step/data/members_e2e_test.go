@@ -452,4 +452,3 @@ func TestMembersGood(t *testing.T) {
 	}
 	w.end()
 }
-
