@@ -72,8 +72,8 @@ func (b *targetPlan) management() ([]servicePair, error) {
 			mesh = "istio"
 		}
 		if mesh != "" {
-			return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "line %d: trafficManagement by %s needs a mesh: not on the local platform", t.Pos.Line, mesh),
-				"name only targets with a mesh in targets: of that entry; in a local account every Service shifts its traffic itself")
+			return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "line %d: trafficManagement by %s needs a mesh, which is not built yet", t.Pos.Line, mesh),
+				"leave the entry out, or name other targets in targets: of it; without one the traffic is shifted by each Service itself, in a cluster by replicas")
 		}
 		if len(t.Kubernetes) > 0 {
 			pairs = nil

@@ -84,9 +84,9 @@ func TestTrafficRefused(t *testing.T) {
 			"previewService of blueGreen is Service gone, which is not among the target's manifests"},
 		{"a Service of something else", shifted("blueGreen: {activeService: other}", ""), "activeService of blueGreen is Service other, which selects no pod"},
 		{"one Service for both", shifted("blueGreen: {activeService: web, previewService: web}", ""), "web is both activeService and previewService"},
-		{"smi", shifted("canary: {steps: [{setWeight: {weight: 5}}]}", "[{smi: [{rootServiceName: web}]}]"), "trafficManagement by smi needs a mesh: not on the local platform"},
+		{"smi", shifted("canary: {steps: [{setWeight: {weight: 5}}]}", "[{smi: [{rootServiceName: web}]}]"), "trafficManagement by smi needs a mesh, which is not built yet"},
 		{"istio", shifted("canary: {steps: []}", "[{targets: [one], istio: [{virtualService: {name: v}, destinationRule: {name: d}}]}]"),
-			"trafficManagement by istio needs a mesh: not on the local platform"},
+			"trafficManagement by istio needs a mesh, which is not built yet"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := Compile(input(t, c.file, web+preview+other))
