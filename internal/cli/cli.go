@@ -53,6 +53,7 @@ type app struct {
 	output string // -o
 
 	localEngine bool // --local-engine
+	allowHTTP   bool // --allow-http
 }
 
 // Main runs one command and returns its exit code.
@@ -102,6 +103,7 @@ Start with: sluice demo`,
 	root.PersistentFlags().StringVar(&a.config, "config", "", "configuration `file` (default $SLUICE_CONFIG, ./sluice.yaml, then the user's folder)")
 	root.PersistentFlags().StringVar(&a.data, "data", "", "`directory` where deliveries are kept (default $SLUICE_DATA, then the user's folder)")
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "`format`: text, json or yaml")
+	root.PersistentFlags().BoolVar(&a.allowHTTP, "allow-http", false, "fetch deploy files and manifests by http, too: they can be changed on the way")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		switch a.output {
 		case "text", "json", "yaml":

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,6 +17,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/deployfile"
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/fetch"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/step"
@@ -24,37 +26,38 @@ import (
 
 // compile makes the plan of a delivery: it reads the deploy file, refuses what is wrong or not built yet, loads the
 // manifests and describes every step.
-func (a *app) compile(f startFlags, id string) (delivery.Spec, *material, error) {
-	body, err := readDeployFile(f.file)
+func (a *app) compile(get fetcher, f startFlags, id string) (delivery.Spec, *material, error) {
+	body, err := readDeployFile(get, f.file)
 	if err != nil {
 		return delivery.Spec{}, nil, err
 	}
-	file, findings := deployfile.Parse(f.file, body)
+	name := shownName(f.file)
+	file, findings := deployfile.Parse(name, body)
 	if file != nil && !findings.HasErrors() {
 		findings = append(findings, deployfile.Unbuilt(file)...)
 	}
-	if err := findings.Write(a.errs, f.file, body); err != nil {
+	if err := findings.Write(a.errs, name, body); err != nil {
 		return delivery.Spec{}, nil, err
 	}
 	if file == nil || findings.HasErrors() {
-		return delivery.Spec{}, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is refused", f.file), "mend what is named above; sluice validate tells more")
+		return delivery.Spec{}, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is refused", name), "mend what is named above; sluice validate tells more")
 	}
 	if f.application != "" {
 		file.Application = f.application
 	}
 	if file.Application == "" {
-		return delivery.Spec{}, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s names no application", f.file), "write application: in it, or give -n NAME")
+		return delivery.Spec{}, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s names no application", name), "write application: in it, or give -n NAME")
 	}
-	m := load(f.file, file)
+	m := load(get, f.file, file)
 	for _, w := range m.warnings {
 		fmt.Fprintln(a.errs, "warning:", w)
 	}
-	if err := m.err(f.file); err != nil {
+	if err := m.err(name); err != nil {
 		return delivery.Spec{}, nil, err
 	}
 	graph, err := plan.Compile(plan.Input{File: file, Delivery: id, Objects: m.objects, Jobs: m.jobs, Context: f.context, Account: f.account, Targets: f.targets})
 	if err != nil {
-		return delivery.Spec{}, nil, fmt.Errorf("%s: %w", f.file, err)
+		return delivery.Spec{}, nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if err := describe(&graph); err != nil {
 		return delivery.Spec{}, nil, err
@@ -74,9 +77,32 @@ func me() string {
 	return u.Username
 }
 
-func readDeployFile(path string) ([]byte, error) {
-	if strings.Contains(path, "://") {
-		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "a deploy file at a URL is not built yet: %s", path), "fetch it first and name the file")
+// fetcher reads a file at an address of the web.
+type fetcher func(address string) ([]byte, error)
+
+// fetcher returns what fetches until ctx ends.
+func (a *app) fetcher(ctx context.Context) fetcher {
+	return func(address string) ([]byte, error) {
+		return fetch.Fetcher{AllowHTTP: a.allowHTTP}.Get(ctx, address)
+	}
+}
+
+// shownName is a deploy file's name as messages show it.
+func shownName(path string) string {
+	if fetch.IsURL(path) {
+		return fetch.Name(path)
+	}
+	return path
+}
+
+func readDeployFile(get fetcher, path string) ([]byte, error) {
+	if fetch.IsURL(path) {
+		body, err := get(path)
+		if err != nil {
+			// Its kind is left out: the file could not be read, which is no refusal of what stands in it.
+			return nil, errors.New("read the deploy file: " + err.Error())
+		}
+		return body, nil
 	}
 	body, err := os.ReadFile(path)
 	if err != nil {
@@ -109,6 +135,7 @@ type material struct {
 	jobs     map[string][]manifest.Object // by name in data.jobs
 	problems []problem
 	warnings []string
+	get      fetcher
 }
 
 // problem is something that a deploy file refers to and that is missing or wrong.
@@ -142,8 +169,8 @@ func folders(path string) []string {
 }
 
 // load reads everything that a deploy file refers to. The bodies of webhooks that are files become part of the file.
-func load(path string, f *deployfile.File) *material {
-	m := &material{objects: map[string][]manifest.Object{}, jobs: map[string][]manifest.Object{}}
+func load(get fetcher, path string, f *deployfile.File) *material {
+	m := &material{get: get, objects: map[string][]manifest.Object{}, jobs: map[string][]manifest.Object{}}
 	in := folders(path)
 	for _, x := range f.Manifests {
 		objects := m.read(x.Pos, path, in, x.Path, x.Inline)
@@ -163,12 +190,8 @@ func load(path string, f *deployfile.File) *material {
 		if w.BodyPath == "" {
 			continue
 		}
-		p, _, err := manifest.Find(w.BodyPath, in...)
-		if err == nil {
-			var body []byte
-			body, err = os.ReadFile(p)
-			f.Webhooks[i].Body = string(body)
-		}
+		body, err := m.body(path, in, w.BodyPath)
+		f.Webhooks[i].Body = string(body)
 		if err != nil {
 			m.problems = append(m.problems, problem{w.Pos, fmt.Errorf("the body of webhook %s: %w", w.Name, err)})
 		}
@@ -178,11 +201,14 @@ func load(path string, f *deployfile.File) *material {
 
 func (m *material) read(pos deployfile.Pos, file string, in []string, path, inline string) []manifest.Object {
 	if inline != "" {
-		objects, err := manifest.Parse(fmt.Sprintf("%s:%d inline", file, pos.Line), []byte(inline))
+		objects, err := manifest.Parse(fmt.Sprintf("%s:%d inline", shownName(file), pos.Line), []byte(inline))
 		if err != nil {
 			m.problems = append(m.problems, problem{pos, err})
 		}
 		return objects
+	}
+	if address, err := address(file, path); address != "" || err != nil {
+		return m.fetched(pos, address, err)
 	}
 	p, others, err := manifest.Find(path, in...)
 	if err != nil {
@@ -197,6 +223,49 @@ func (m *material) read(pos deployfile.Pos, file string, in []string, path, inli
 		m.problems = append(m.problems, problem{pos, err})
 	}
 	return objects
+}
+
+// address returns where on the web a path of a deploy file leads, "" where it leads to a file of this machine. The paths of a
+// deploy file at an address lead to its neighbours there, never to files of this machine.
+func address(file, path string) (string, error) {
+	switch {
+	case fetch.IsURL(path):
+		return path, nil
+	case fetch.IsURL(file):
+		return fetch.Beside(file, path)
+	}
+	return "", nil
+}
+
+func (m *material) fetched(pos deployfile.Pos, address string, err error) []manifest.Object {
+	var body []byte
+	if err == nil {
+		body, err = m.get(address)
+	}
+	var objects []manifest.Object
+	if err == nil {
+		objects, err = manifest.Parse(fetch.Name(address), body)
+	}
+	if err != nil {
+		m.problems = append(m.problems, problem{pos, err})
+	}
+	return objects
+}
+
+// body reads the file that holds the body of a webhook.
+func (m *material) body(file string, in []string, path string) ([]byte, error) {
+	at, err := address(file, path)
+	if err != nil {
+		return nil, err
+	}
+	if at != "" {
+		return m.get(at)
+	}
+	found, _, err := manifest.Find(path, in...)
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(found)
 }
 
 // unready names what a plan needs and the configuration that is seen from here lacks.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
@@ -59,7 +60,8 @@ Exit code 1 where a delivery ended otherwise than it had to.`,
 
 // Compile makes a delivery of a deploy file as deploy start does: of these targets, or of all. Findings go to errs.
 func Compile(errs io.Writer, file string, targets ...string) (delivery.Spec, error) {
-	spec, _, err := (&app{errs: errs}).compile(startFlags{file: file, targets: targets}, newID())
+	a := &app{errs: errs}
+	spec, _, err := a.compile(a.fetcher(context.Background()), startFlags{file: file, targets: targets}, newID())
 	return spec, err
 }
 

@@ -162,7 +162,7 @@ Exit code: 0 started (with --watch: Succeeded), 1 anything failed, 3 a delivery 
 			case f.earlier != "":
 				return a.beginAgain(c.Context(), f)
 			}
-			spec, _, err := a.compile(f, newID())
+			spec, _, err := a.compile(a.fetcher(c.Context()), f, newID())
 			if err != nil {
 				return err
 			}

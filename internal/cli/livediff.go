@@ -60,7 +60,7 @@ func (a *app) liveDiffs(ctx context.Context, f startFlags) ([]liveDiff, error) {
 	if f.file == "" {
 		return nil, errors.New("give the deploy file with -f FILE")
 	}
-	spec, m, err := a.compile(f, planID)
+	spec, m, err := a.compile(a.fetcher(ctx), f, planID)
 	if err != nil {
 		return nil, err
 	}

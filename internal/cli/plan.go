@@ -43,7 +43,7 @@ Exit code with --diff, as of kubectl diff: 0 nothing differs, 1 something differ
 			if f.file == "" {
 				return &exit{exitUnable, errors.New("give the deploy file with -f FILE")}
 			}
-			spec, _, err := a.compile(f, planID)
+			spec, _, err := a.compile(a.fetcher(c.Context()), f, planID)
 			if err != nil {
 				return unreadable(err)
 			}

@@ -3,6 +3,8 @@ package cli
 import (
 	"errors"
 	"flag"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strconv"
@@ -30,7 +32,7 @@ func TestScripts(t *testing.T) {
 			clean(e)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "web": web},
 	})
 }
 
@@ -39,6 +41,16 @@ func clean(e *testscript.Env) {
 	e.Setenv("HOME", e.Getenv("WORK")+"/home")
 	e.Setenv("SLUICE_CONFIG", "")
 	e.Setenv("SLUICE_DATA", e.Getenv("WORK")+"/data")
+}
+
+// web serves the script's files on this machine until the script ends: web VARIABLE holds the address.
+func web(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: web VARIABLE")
+	}
+	s := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs("."))))
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], s.URL)
 }
 
 // exits runs a command that must end with an exit code: exits 2 sluice validate.

@@ -20,14 +20,14 @@ func (a *app) validate() *cobra.Command {
 knowing. Manifests that do not exist are warnings here, because CI may render them later.
 
 Exit code: 0 nothing refused, 1 something refused, 2 wrong usage or an unreadable file.`,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			if named != "" {
 				args = append(args, named)
 			}
 			if len(args) == 0 {
 				return &exit{exitUnable, errors.New("give the deploy files: sluice validate FILE…")}
 			}
-			return a.validateAll(args, strict)
+			return a.validateAll(a.fetcher(c.Context()), args, strict)
 		},
 	}
 	c.Flags().BoolVar(&strict, "strict", false, "manifests that do not exist are errors")
@@ -42,18 +42,19 @@ type validated struct {
 	Findings deployfile.Findings `json:"findings"`
 }
 
-func (a *app) validateAll(files []string, strict bool) error {
+func (a *app) validateAll(get fetcher, files []string, strict bool) error {
 	var all []validated
 	refused, failed := false, false
 	for _, path := range files {
-		body, err := readDeployFile(path)
+		body, err := readDeployFile(get, path)
 		if err != nil {
 			fmt.Fprintln(a.errs, "error:", err)
 			failed = true
 			continue
 		}
-		findings := inspect(path, body, strict)
-		v := validated{File: path, Valid: !findings.HasErrors(), Findings: findings}
+		name := shownName(path)
+		findings := inspect(get, path, body, strict)
+		v := validated{File: name, Valid: !findings.HasErrors(), Findings: findings}
 		if v.Findings == nil {
 			v.Findings = deployfile.Findings{}
 		}
@@ -62,10 +63,10 @@ func (a *app) validateAll(files []string, strict bool) error {
 		if a.output != "text" {
 			continue
 		}
-		if err := findings.Write(a.out, path, body); err != nil {
+		if err := findings.Write(a.out, name, body); err != nil {
 			return err
 		}
-		fmt.Fprintf(a.out, "%s: %s\n", path, v.sum())
+		fmt.Fprintf(a.out, "%s: %s\n", name, v.sum())
 	}
 	if a.output != "text" {
 		if err := a.show(all, nil); err != nil {
@@ -101,8 +102,8 @@ func (v validated) sum() string {
 }
 
 // inspect finds everything that is wrong with a deploy file and what it refers to.
-func inspect(path string, body []byte, strict bool) deployfile.Findings {
-	file, findings := deployfile.Parse(path, body)
+func inspect(get fetcher, path string, body []byte, strict bool) deployfile.Findings {
+	file, findings := deployfile.Parse(shownName(path), body)
 	if file == nil || findings.HasErrors() {
 		return findings
 	}
@@ -110,7 +111,7 @@ func inspect(path string, body []byte, strict bool) deployfile.Findings {
 		u.Severity = deployfile.Note
 		findings = append(findings, u)
 	}
-	m := load(path, file)
+	m := load(get, path, file)
 	for _, p := range m.problems {
 		s := deployfile.Error
 		if p.missing() && !strict {
