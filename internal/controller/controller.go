@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/engine"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/lease"
+	cluster "github.com/sluice-cd/sluice/internal/platform/kubernetes"
 	"github.com/sluice-cd/sluice/internal/server"
 	"github.com/sluice-cd/sluice/internal/step"
 	"github.com/sluice-cd/sluice/internal/store"
@@ -42,11 +43,17 @@ type Options struct {
 	Listen string // host:port for health, metrics and callbacks
 	URL    string // what callback URLs begin with
 	Roles  func(user string) []string
-	// Steps makes the steps that this program can do. What guard wraps sends nothing once this process no longer leads.
-	Steps func(callback func(key string) string, guard func(http.RoundTripper) http.RoundTripper) map[string]step.Step
+	// Steps makes the steps that this program can do. What is guarded sends nothing once this process no longer leads.
+	Steps func(callback func(key string) string, guard Guard) map[string]step.Step
 	// Beside, where it is set, runs beside the engine while this process leads.
 	Beside func(context.Context, store.Lister)
 	Log    *slog.Logger
+}
+
+// Guard stands before what a process sends: requests, and writes to connections.
+type Guard struct {
+	Wrap func(http.RoundTripper) http.RoundTripper
+	Conn func(net.Conn) net.Conn
 }
 
 // controller is one process that takes part.
@@ -70,7 +77,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	guarded := rest.CopyConfig(o.Credentials)
-	guarded.Wrap(c.leader.Guard)
+	cluster.Guard(guarded, c.leader.Guard, c.leader.Conn)
 	// The process may be asked for its health before it has read what there is.
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Listen)
 	if err != nil {
@@ -87,7 +94,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	front := server.NewFront(key, o.URL)
 	counted := front.Counted(c.store)
-	c.engine = engine.New(engine.Options{Store: counted, Steps: o.Steps(front.Callback, c.leader.Bar), Log: o.Log})
+	c.engine = engine.New(engine.Options{Store: counted, Steps: o.Steps(front.Callback, Guard{c.leader.Guard, c.leader.Conn}), Log: o.Log})
 	return c.serve(ctx, listener, front.Handler(carrier{c}, c.ready), counted)
 }
 

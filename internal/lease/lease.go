@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -65,28 +66,40 @@ func (l *Leader) Leads() bool {
 	return until != nil && now.Before(*until) && now.Round(0).Before(until.Round(0))
 }
 
-// Guard refuses requests that change something while this process does not lead.
-func (l *Leader) Guard(next http.RoundTripper) http.RoundTripper { return guard{l, next, true} }
-
-// Bar refuses every request while this process does not lead: of others than the cluster's, a GET may change something.
-func (l *Leader) Bar(next http.RoundTripper) http.RoundTripper { return guard{l, next, false} }
+// Guard refuses every request while this process does not lead: of others than the cluster's, a GET may change something.
+func (l *Leader) Guard(next http.RoundTripper) http.RoundTripper { return guard{l, next} }
 
 type guard struct {
-	l     *Leader
-	next  http.RoundTripper
-	reads bool // may pass
+	l    *Leader
+	next http.RoundTripper
 }
 
 // RoundTrip implements http.RoundTripper.
 func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
-	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
-	if !(g.reads && reads) && !g.l.Leads() {
+	if !g.l.Leads() {
 		if r.Body != nil {
 			_ = r.Body.Close() // a RoundTripper closes it, also where it sends nothing
 		}
 		return nil, fault.Newf(fault.Lost, "%s %s is not sent: %w", r.Method, r.URL.Path, ErrLost)
 	}
 	return g.next.RoundTrip(r)
+}
+
+// Conn refuses to write to a connection while this process does not lead. It is for a process that was stopped between the
+// guard and the network: what it had in hand is not sent when it goes on.
+func (l *Leader) Conn(c net.Conn) net.Conn { return barred{c, l} }
+
+type barred struct {
+	net.Conn
+	l *Leader
+}
+
+// Write implements net.Conn.
+func (b barred) Write(p []byte) (int, error) {
+	if !b.l.Leads() {
+		return 0, fault.Newf(fault.Lost, "nothing is sent to %s: %w", b.RemoteAddr(), ErrLost)
+	}
+	return b.Conn.Write(p)
 }
 
 // Run waits until this process leads and then calls lead, whose context ends with the leadership. It returns what lead

@@ -3,8 +3,10 @@
 package kubernetes
 
 import (
+	"context"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"time"
@@ -49,6 +51,8 @@ type Config struct {
 
 	// Wrap, where it is set, stands before every request: it may refuse one that its sender is no longer entitled to.
 	Wrap func(http.RoundTripper) http.RoundTripper
+	// Conn, where it is set, stands before every write to a connection, likewise.
+	Conn func(net.Conn) net.Conn
 }
 
 // Platform is a cluster.
@@ -89,10 +93,26 @@ func Credentials(c Config) (*rest.Config, error) {
 	config.UserAgent = manager
 	// A warning about an old API version is for whoever writes manifests, and is not told on a server's standard error.
 	config.WarningHandlerWithContext = rest.NoWarnings{}
-	if c.Wrap != nil {
-		config.Wrap(c.Wrap)
-	}
+	Guard(config, c.Wrap, c.Conn)
 	return config, nil
+}
+
+// Guard has wrap stand before every request that is made with credentials, and conn before every write to a connection.
+func Guard(config *rest.Config, wrap func(http.RoundTripper) http.RoundTripper, conn func(net.Conn) net.Conn) {
+	if wrap != nil {
+		config.Wrap(wrap)
+	}
+	if conn == nil {
+		return
+	}
+	d := &net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
+	config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := d.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return conn(c), nil
+	}
 }
 
 // Connect reads the credentials of an account. The cluster is reached with the first call, so that one that is away is an

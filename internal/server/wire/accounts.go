@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/dynamic"
 
 	"github.com/sluice-cd/sluice/internal/config"
+	"github.com/sluice-cd/sluice/internal/controller"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/platform/kubernetes"
@@ -105,8 +106,12 @@ func (a *accounts) connected(name string) (*account, error) {
 // cluster connects a cluster, anew only where the account itself has changed.
 func (a *accounts) cluster(k *account, c *config.Config, configured config.Account) error {
 	if k.platform == nil || !reflect.DeepEqual(k.as, configured) {
+		var guard controller.Guard
+		if a.o.Guard != nil {
+			guard = *a.o.Guard
+		}
 		p, err := kubernetes.Connect(kubernetes.Config{Account: configured.Name, Kubeconfig: configured.Kubeconfig, Context: configured.Context,
-			Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Log: a.o.Log, Wrap: a.o.Guard})
+			Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Log: a.o.Log, Wrap: guard.Wrap, Conn: guard.Conn})
 		if err != nil {
 			return err
 		}

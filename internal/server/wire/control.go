@@ -2,7 +2,6 @@ package wire
 
 import (
 	"context"
-	"net/http"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -31,8 +30,8 @@ func Control(ctx context.Context, o ControlOptions) error {
 		Credentials: o.Credentials, Namespace: o.Namespace, Identity: o.Identity, Duration: o.Duration, Deadline: o.Deadline, Retry: o.Retry,
 		Listen: o.Listen, URL: o.URL, Log: o.Log,
 		Roles: func(user string) []string { return o.Config.Current().RolesOf(user) },
-		Steps: func(callback func(string) string, guard func(http.RoundTripper) http.RoundTripper) map[string]step.Step {
-			o.Guard = guard
+		Steps: func(callback func(string) string, guard controller.Guard) map[string]step.Step {
+			o.Guard = &guard
 			ports = newAccounts(ctx, o.Options).ports(callback)
 			return Steps(ports, o.Dir)
 		},

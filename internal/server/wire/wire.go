@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/config"
+	"github.com/sluice-cd/sluice/internal/controller"
 	"github.com/sluice-cd/sluice/internal/metrics"
 	"github.com/sluice-cd/sluice/internal/metrics/prometheus"
 	"github.com/sluice-cd/sluice/internal/server"
@@ -34,7 +35,7 @@ type Options struct {
 
 	// Guard, where it is set, stands before every request to a cluster and every webhook: it refuses those of a program that
 	// may no longer act.
-	Guard func(http.RoundTripper) http.RoundTripper
+	Guard *controller.Guard
 }
 
 // Serve runs the server of a data directory until ctx ends or a client ends it.
@@ -118,10 +119,21 @@ func Steps(p step.Ports, dir string) map[string]step.Step {
 }
 
 // client sends webhooks. Each part of a request has its time, so that a receiver that hangs is an error and not a silence.
-func client(guard func(http.RoundTripper) http.RoundTripper) *http.Client {
+func client(guard *controller.Guard) *http.Client {
+	dial := (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	if guard != nil {
+		plain := dial
+		dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := plain(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return guard.Conn(c), nil
+		}
+	}
 	var t http.RoundTripper = &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           dial,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: 30 * time.Second,
 		IdleConnTimeout:       90 * time.Second,
@@ -129,7 +141,7 @@ func client(guard func(http.RoundTripper) http.RoundTripper) *http.Client {
 		ForceAttemptHTTP2:     true,
 	}
 	if guard != nil {
-		t = guard(t)
+		t = guard.Wrap(t)
 	}
 	return &http.Client{Timeout: time.Minute, Transport: t}
 }

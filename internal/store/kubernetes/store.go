@@ -27,8 +27,8 @@ import (
 // Config says where deliveries are kept.
 type Config struct {
 	Credentials *rest.Config
-	// Anybody are the credentials that signals are kept with, where the others are guarded: a process that may not act takes
-	// in what others decide all the same. nil means Credentials.
+	// Anybody are the credentials to read with, and to keep signals with, where the others are guarded: a process that may
+	// not act takes in what others decide all the same. nil means Credentials.
 	Anybody   *rest.Config
 	Namespace string
 	// Roles are the roles of whoever made an action: what the action itself says about them does not count. nil leaves them
@@ -41,7 +41,7 @@ type Config struct {
 // open; a status is written by the one whose engine carries the delivery.
 type Store struct {
 	c      *client
-	any    *client // for what is kept whoever leads
+	any    *client // for what is read, and kept, whoever leads
 	o      Config
 	mirror *mirror
 	hub    store.Hub
@@ -81,9 +81,9 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 		}
 	}
 	// A watch that may not be made is an error now, and not a silence.
-	_, err = list[v1alpha1.DeliveryList](ctx, c, deliveries, metav1.ListOptions{Limit: 1})
+	_, err = list[v1alpha1.DeliveryList](ctx, anybody, deliveries, metav1.ListOptions{Limit: 1})
 	if err == nil {
-		_, err = list[v1alpha1.DeliveryActionList](ctx, c, actions, metav1.ListOptions{Limit: 1})
+		_, err = list[v1alpha1.DeliveryActionList](ctx, anybody, actions, metav1.ListOptions{Limit: 1})
 	}
 	if fault.Is(err, fault.NotFound) {
 		return nil, fault.WithRemedy(err, "install the definitions first: kubectl apply --server-side -f config/crd")
@@ -92,7 +92,7 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{c: c, any: anybody, o: o, specs: map[string]delivery.Spec{}, order: map[string]*order{}}
-	if s.mirror, err = newMirror(c, "", o.Log, s.changed); err != nil {
+	if s.mirror, err = newMirror(anybody, "", o.Log, s.changed); err != nil {
 		return nil, err
 	}
 	within, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -160,7 +160,7 @@ func (s *Store) Load(ctx context.Context, id string) (store.Delivery, error) {
 func (s *Store) decode(ctx context.Context, d *v1alpha1.Delivery) (store.Delivery, error) {
 	out := store.Delivery{Revision: store.Revision(d.Status.Revision)}
 	var err error
-	if out.Status, err = s.c.state(ctx, d); err != nil {
+	if out.Status, err = s.any.state(ctx, d); err != nil {
 		return out, err
 	}
 	s.mu.Lock()
@@ -170,7 +170,7 @@ func (s *Store) decode(ctx context.Context, d *v1alpha1.Delivery) (store.Deliver
 		out.Spec = spec
 		return out, nil
 	}
-	if out.Spec, err = s.c.plan(ctx, d); err != nil {
+	if out.Spec, err = s.any.plan(ctx, d); err != nil {
 		return out, err
 	}
 	if !d.Status.Done {
@@ -424,5 +424,5 @@ func (s *Store) Journal(ctx context.Context, id string) ([]store.Record, error) 
 	if err != nil {
 		return nil, err
 	}
-	return s.c.records(ctx, d)
+	return s.any.records(ctx, d)
 }

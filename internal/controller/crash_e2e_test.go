@@ -1,0 +1,426 @@
+//go:build e2e
+
+package controller_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/sluice-cd/sluice/internal/config"
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform/kubernetes"
+	"github.com/sluice-cd/sluice/internal/server/wire"
+	"github.com/sluice-cd/sluice/internal/store"
+	cluster "github.com/sluice-cd/sluice/internal/store/kubernetes"
+)
+
+// The tests run on the cluster that LAB_KUBECONFIG names. Controllers are this test's own binary, so that they can be killed.
+const (
+	childVariable = "SLUICE_TEST_CONTROLLER" // the namespace of the deliveries, in a process that is a controller
+	afterVariable = "SLUICE_TEST_AFTER"      // it ends or stops itself after so many status writes; 0: never
+	stopVariable  = "SLUICE_TEST_STOP"       // it stops, and is not killed
+	agentVariable = "SLUICE_TEST_AGENT"      // how it calls itself in its requests
+)
+
+func TestMain(m *testing.M) {
+	if ns := os.Getenv(childVariable); ns != "" {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		if err := child(ctx, ns); err != nil {
+			fmt.Fprintln(os.Stderr, "error:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	out, err := kubectl("apply", "--server-side", "--force-conflicts", "-f", "../../config/crd")
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "the definitions cannot be installed: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func kubectl(args ...string) (string, error) {
+	out, err := exec.Command("kubectl", append([]string{"--kubeconfig", os.Getenv("LAB_KUBECONFIG")}, args...)...).CombinedOutput()
+	return string(out), err
+}
+
+func credentials() (*rest.Config, error) {
+	return kubernetes.Credentials(kubernetes.Config{Account: "lab", Kubeconfig: os.Getenv("LAB_KUBECONFIG")})
+}
+
+// child is a controller with a short lease.
+func child(ctx context.Context, namespace string) error {
+	c, err := credentials()
+	if err != nil {
+		return err
+	}
+	c.QPS, c.UserAgent = -1, os.Getenv(agentVariable)
+	after, err := strconv.ParseInt(os.Getenv(afterVariable), 10, 64)
+	if err != nil {
+		return err
+	}
+	sig := syscall.SIGKILL
+	if os.Getenv(stopVariable) != "" {
+		sig = syscall.SIGSTOP
+	}
+	var written atomic.Int64
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return trip(func(r *http.Request) (*http.Response, error) {
+			resp, err := next.RoundTrip(r)
+			if err == nil && resp.StatusCode < 300 && r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/status") && written.Add(1) == after {
+				_ = syscall.Kill(os.Getpid(), sig)
+			}
+			return resp, err
+		})
+	})
+	dir, err := os.MkdirTemp("", "sluice-controller-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	conf := &config.Config{Accounts: map[string]config.Account{"lab": {Name: "lab", Kind: config.Kubernetes, Kubeconfig: os.Getenv("LAB_KUBECONFIG")}}}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	return wire.Control(ctx, wire.ControlOptions{Options: wire.Options{Dir: dir, Listen: "127.0.0.1:0", Config: wire.Fixed(conf), Log: log},
+		Credentials: c, Namespace: namespace, Identity: fmt.Sprintf("pid-%d", os.Getpid()), URL: "http://127.0.0.1",
+		Duration: 3 * time.Second, Deadline: 2 * time.Second, Retry: 500 * time.Millisecond})
+}
+
+type trip func(*http.Request) (*http.Response, error)
+
+func (f trip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// lab is two namespaces of the cluster: one with deliveries, one that they go to.
+type lab struct {
+	deliveries, app string
+	remote          *cluster.Remote
+}
+
+func newLab(t *testing.T) lab {
+	t.Helper()
+	name := fmt.Sprintf("sluice-%s-%d", strings.ToLower(t.Name()[4:12]), time.Now().UnixNano()%1e10)
+	l := lab{deliveries: name, app: name + "-app"}
+	for _, ns := range []string{l.deliveries, l.app} {
+		if out, err := kubectl("create", "namespace", ns); err != nil {
+			t.Fatal(out)
+		}
+		t.Cleanup(func() {
+			if ns == l.deliveries {
+				// Deliveries that a failed test has left would wait for a controller.
+				names, _ := kubectl("-n", ns, "get", "deliveries", "-o", "name")
+				for n := range strings.FieldsSeq(names) {
+					_, _ = kubectl("-n", ns, "patch", n, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
+				}
+			}
+			if out, err := kubectl("delete", "namespace", ns, "--wait=false"); err != nil {
+				t.Error(out)
+			}
+		})
+	}
+	c, err := credentials()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.remote, err = cluster.NewRemote(cluster.Config{Credentials: c, Namespace: l.deliveries}); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// start starts a controller that ends or stops itself after some status writes.
+func (l lab) start(t *testing.T, agent string, after int, stop bool) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childVariable+"="+l.deliveries, afterVariable+"="+strconv.Itoa(after), agentVariable+"="+agent)
+	if stop {
+		cmd.Env = append(cmd.Env, stopVariable+"=yes")
+	}
+	cmd.Stderr = t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return cmd
+}
+
+func (l lab) objects(t *testing.T, version string) []manifest.Object {
+	t.Helper()
+	out, err := manifest.Parse("web.yaml", []byte(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {name: web, image: "lab/tool:1", args: [pause], env: [{name: VERSION, value: "`+version+`"}]}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// spec is a delivery of a canary with an approval, or for version 1 of what it is beside.
+func (l lab) spec(t *testing.T, id, version string) delivery.Spec {
+	t.Helper()
+	var nodes []plan.Node
+	after := []string(nil)
+	add := func(path, kind string, args any) {
+		raw, err := json.Marshal(args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes = append(nodes, plan.Node{Path: "prod/deploy/" + path, Title: path, Target: "prod", Phase: plan.Deploy, Kind: kind, Args: raw, After: after})
+		after = []string{"prod/deploy/" + path}
+	}
+	objects := plan.ApplyArgs{Account: "lab", Namespace: l.app, Objects: l.objects(t, version), Timeout: time.Minute}
+	weight := func(w int) plan.WeightArgs {
+		return plan.WeightArgs{Account: "lab", Namespace: l.app, Deployments: []manifest.Ref{{Kind: "Deployment", Namespace: l.app, Name: "web"}}, Weight: w, Timeout: time.Minute}
+	}
+	if version == "1" {
+		add("apply", plan.KindApply, objects)
+	} else {
+		add("start", plan.KindStartCanary, objects)
+		add("half", plan.KindSetWeight, weight(50))
+		add("approval", plan.KindApproval, plan.ApprovalArgs{})
+		add("promote", plan.KindPromote, weight(100))
+	}
+	return delivery.Spec{ID: id, Application: "web", CreatedAt: time.Now().UTC(), Graph: plan.Graph{Application: "web",
+		Targets: []plan.Target{{Name: "prod", Account: "lab", Namespace: l.app}}, Nodes: nodes}}
+}
+
+// ends waits until a delivery has ended, and approves it when it asks.
+func (l lab) ends(t *testing.T, id string) store.Delivery {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	var last store.Delivery
+	err := l.remote.Watch(ctx, id, func(d store.Delivery) {
+		last = d
+		if d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting {
+			const path = "prod/deploy/approval"
+			if _, err := l.remote.Signal(ctx, id, delivery.Signal{Key: "approve/" + path, Kind: delivery.Approve, Path: path}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatalf("%v; %+v", err, last.Status)
+	}
+	if last.Status.State != delivery.Succeeded {
+		t.Fatalf("delivery %s ended %s: %s", id, last.Status.State, last.Status.Reason)
+	}
+	return last
+}
+
+// generation counts how often what is wanted of the Deployment has changed.
+func (l lab) generation(t *testing.T) int {
+	t.Helper()
+	out, err := kubectl("-n", l.app, "get", "deployment", "web", "-o", "jsonpath={.metadata.generation}")
+	n, e := strconv.Atoi(out)
+	if err != nil || e != nil {
+		t.Fatal(out)
+	}
+	return n
+}
+
+func (l lab) begin(t *testing.T, id, version string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := l.remote.Start(ctx, l.spec(t, id, version)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKilledAfterEveryWrite kills the controller after each status write of a delivery. It ends as one that nobody
+// disturbed: the Deployment was changed exactly as often, and nothing is left beside it.
+func TestKilledAfterEveryWrite(t *testing.T) {
+	l := newLab(t)
+	calm := l.start(t, "calm", 0, false)
+	l.begin(t, "first", "1")
+	l.ends(t, "first")
+	before := l.generation(t)
+	l.begin(t, "second", "2")
+	want := l.ends(t, "second")
+	changes := l.generation(t) - before
+	if err := calm.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := calm.Wait(); err != nil {
+		t.Fatalf("a controller that is told to end: %v", err)
+	}
+	begun := make(chan error, 1)
+	go func() { begun <- l.remote.Start(t.Context(), l.spec(t, "third", "3")) }()
+	done := make(chan store.Delivery, 1)
+	kills := 0
+	for ended := false; !ended; {
+		cmd := l.start(t, "killed", 1, false)
+		gone := make(chan error, 1)
+		go func() { gone <- cmd.Wait() }()
+		if kills == 1 {
+			if err := <-begun; err != nil {
+				t.Fatal(err)
+			}
+			go func() { done <- l.ends(t, "third") }()
+		}
+		select {
+		case err := <-gone:
+			e, ok := errors.AsType[*exec.ExitError](err)
+			if !ok || e.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+				t.Fatalf("the controller ended by itself: %v", err)
+			}
+			kills++
+		case got := <-done:
+			ended = true
+			if len(got.Status.Nodes) != len(want.Status.Nodes) {
+				t.Errorf("%d steps, %d of the undisturbed one", len(got.Status.Nodes), len(want.Status.Nodes))
+			}
+		}
+	}
+	before += changes
+	if got := l.generation(t) - before; got != changes {
+		t.Errorf("the Deployment was changed %d times, %d times by the undisturbed delivery", got, changes)
+	}
+	left, err := kubectl("-n", l.app, "get", "deployments", "-o", "jsonpath={.items[*].metadata.name} {.items[*].spec.template.spec.containers[0].env[?(@.name=='VERSION')].value}")
+	if err != nil || left != "web 3" {
+		t.Errorf("in the end there is %s", left)
+	}
+	if _, err := l.remote.Journal(t.Context(), "third"); err != nil {
+		t.Error(err)
+	}
+	t.Logf("killed %d times", kills)
+	if kills < 8 {
+		t.Errorf("the controller was killed only %d times", kills)
+	}
+}
+
+// TestStandbyTakesOver kills a leader in the middle of a delivery while another controller stands by.
+func TestStandbyTakesOver(t *testing.T) {
+	l := newLab(t)
+	first := l.start(t, "first", 10, false)
+	l.begin(t, "a", "1")
+	l.ends(t, "a")
+	l.start(t, "second", 0, false)
+	l.begin(t, "b", "2")
+	_ = first.Wait()
+	if s := first.ProcessState.Sys().(syscall.WaitStatus); s.Signal() != syscall.SIGKILL {
+		t.Fatalf("the leader ended by itself: %v", first.ProcessState)
+	}
+	l.ends(t, "b")
+}
+
+// TestStoppedLeaderDoesNothing stops a leader between a status write and what it was to do next, for longer than two lease
+// periods. When it goes on it ends, and sends nothing but reads.
+func TestStoppedLeaderDoesNothing(t *testing.T) {
+	audit := filepath.Join(filepath.Dir(filepath.Dir(os.Getenv("LAB_KUBECONFIG"))), "log", "audit.log")
+	if _, err := os.Stat(audit); err != nil {
+		t.Skipf("the cluster has no audit log here: %v", err)
+	}
+	for _, after := range []int{2, 3, 5, 7} {
+		t.Run(fmt.Sprint(after), func(t *testing.T) {
+			l := newLab(t)
+			calm := l.start(t, "calm", 0, false)
+			l.begin(t, "a", "1")
+			l.ends(t, "a")
+			if err := calm.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			if err := calm.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			stopped := l.start(t, "stopped", after, true)
+			begun := make(chan error, 1)
+			go func() { begun <- l.remote.Start(t.Context(), l.spec(t, "b", "2")) }()
+			var status syscall.WaitStatus
+			if _, err := syscall.Wait4(stopped.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
+				t.Fatalf("the leader did not stop: %v %v", status, err)
+			}
+			at := time.Now()
+			if err := <-begun; err != nil {
+				t.Fatal(err)
+			}
+			l.start(t, "successor", 0, false)
+			l.ends(t, "b")
+			time.Sleep(time.Until(at.Add(7 * time.Second))) // more than two lease periods: the passing of time is what is tested
+			resumed := time.Now().UTC()
+			if err := stopped.Process.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			if err := stopped.Wait(); err == nil {
+				t.Error("a controller that lost its Lease ended as if all was well")
+			}
+			for _, e := range audited(t, audit, resumed) {
+				read := e.Verb == "get" || e.Verb == "list" || e.Verb == "watch"
+				if e.UserAgent == "stopped" && !read {
+					t.Errorf("the stopped leader sent %s %s", e.Verb, e.RequestURI)
+				}
+				// Nobody has anything to do any more, so whatever changes the application's namespace is the stopped leader's.
+				if strings.Contains(e.RequestURI, "/namespaces/"+l.app+"/") && e.UserAgent == "sluice" && !read {
+					t.Errorf("after the leader went on: %s %s", e.Verb, e.RequestURI)
+				}
+			}
+		})
+	}
+}
+
+type auditEvent struct {
+	Verb       string    `json:"verb"`
+	UserAgent  string    `json:"userAgent"`
+	RequestURI string    `json:"requestURI"`
+	At         time.Time `json:"requestReceivedTimestamp"`
+}
+
+// audited returns the requests that the API server has received since an instant, as soon as there are some: the successor
+// renews its Lease all the time.
+func audited(t *testing.T, path string, since time.Time) []auditEvent {
+	t.Helper()
+	for over := time.Now().Add(time.Minute); time.Now().Before(over); time.Sleep(200 * time.Millisecond) {
+		body, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []auditEvent
+		renewed := false
+		for line := range strings.Lines(string(body)) {
+			var e auditEvent
+			if json.Unmarshal([]byte(line), &e) == nil && e.At.After(since) {
+				out = append(out, e)
+				renewed = renewed || e.UserAgent == "successor" && e.At.After(since.Add(time.Second))
+			}
+		}
+		if renewed {
+			return out
+		}
+	}
+	t.Fatal("the audit log tells nothing of the successor")
+	return nil
+}
