@@ -15,7 +15,7 @@ func inOneBucket(t *testing.T, f *fake, seed Seed) (i, j int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHasher(&plan.Tables[0], seed, ablation{})
+	h := newHasher(&plan.Tables[0], seed, whole)
 	seen := map[int]int{}
 	for i, row := range f.rows["shop.orders"] {
 		key, _, _, err := h.row(project(f.relations[0], &plan.Tables[0].sides[Source].projection, row))
@@ -41,11 +41,6 @@ func TestAblations(t *testing.T) {
 		r[3][2], r[3][3], r[3][4] = null(), null(), null()
 		return r
 	}
-	pairRows := func(r [][][]byte) (i, j int) {
-		f := newFake()
-		f.table("orders", []string{"id"}, orderColumns(), r)
-		return inOneBucket(t, f, seed)
-	}
 	keylessPair := func(r [][][]byte) (i, j int) {
 		f := newFake()
 		f.table("orders", nil, orderColumns(), r)
@@ -53,50 +48,48 @@ func TestAblations(t *testing.T) {
 	}
 	ki, kj := keylessPair(orders(manyRows))
 	tests := []struct {
-		part    string
-		ablated ablation
+		without Part
 		damage  damage
 		cut     int
 	}{
-		{part: "the key in the hash", ablated: ablation{noKey: true}, damage: damage{name: "2 values of two rows swapped", plant: func(r [][][]byte) [][][]byte {
-			i, j := pairRows(r)
-			for c := 1; c < len(r[i]); c++ {
-				r[i][c], r[j][c] = r[j][c], r[i][c]
+		{without: PartKey, damage: damage{name: "2 values of two rows swapped", plant: func(r [][][]byte) [][][]byte {
+			for c := 1; c < len(r[16]); c++ {
+				r[16][c], r[24][c] = r[24][c], r[16][c]
 			}
 			return r
 		}, want: []string{"value/email=2", "value/note=2", "value/placed=2", "value/total=2", "value/weight=2"}}},
-		{part: "sums instead of XOR", ablated: ablation{xor: true}, damage: damage{name: "8 keyless 2 to 0 and another 1 to 3", keyless: true,
+		{without: PartSums, damage: damage{name: "8 keyless 2 to 0 and another 1 to 3", keyless: true,
 			rows: append(orders(manyRows), order(ki)),
 			plant: func(r [][][]byte) [][][]byte {
 				r[manyRows], r[ki] = order(kj), order(kj)
 				return r
 			}, want: []string{"duplicate/=2", "missing/=2"}}},
-		{part: "length prefixes and tags", ablated: ablation{noPrefix: true}, damage: damage{name: "14 delimiter shift between columns",
+		{without: PartLengths, damage: damage{name: "14 delimiter shift between columns",
 			rows: func() [][][]byte {
 				r := shift(orders(manyRows))
 				r[3][1], r[3][5] = text("user3@example.com"), text("x")
 				return r
 			}(), plant: shift, want: []string{"value/email=1", "value/note=1"}}},
-		{part: "length prefixes in the key", ablated: ablation{noPrefix: true}, damage: damage{name: "12 ('a','bc') to ('ab','c')", columns: texts, key: []string{"a", "b"},
+		{without: PartLengths, damage: damage{name: "12 ('a','bc') to ('ab','c')", columns: texts, key: []string{"a", "b"},
 			rows:  [][][]byte{{text("a"), text("bc"), integer(1)}},
 			plant: func([][][]byte) [][][]byte { return [][][]byte{{text("ab"), text("c"), integer(1)}} }, want: []string{"key changed/=1"}}},
-		{part: "the multiset rule", ablated: ablation{noMultiset: true}, damage: damage{name: "8 keyless 1 to 3", keyless: true,
+		{without: PartMultiset, damage: damage{name: "8 keyless 1 to 3", keyless: true,
 			plant: func(r [][][]byte) [][][]byte { return append(r, r[5], r[5]) }, want: []string{"duplicate/=2"}}},
-		{part: "the count", ablated: ablation{noCount: true}, cut: 100, damage: damage{name: "40 connection ends after N rows",
+		{without: PartCount, cut: 100, damage: damage{name: "40 connection ends after N rows",
 			plant: func(r [][][]byte) [][][]byte { r[4000][5] = text("damaged"); return r }}},
 	}
 	for _, test := range tests {
-		t.Run(test.part+": "+test.damage.name, func(t *testing.T) {
+		t.Run(string(test.without)+": "+test.damage.name, func(t *testing.T) {
 			a, b := test.damage.fakes()
 			a.cut, b.cut = test.cut, test.cut
-			with := func(ab ablation) (Verdict, []string) {
-				r, err := tryVerify(t, a, b, ab, func(o *Options, _ *PlanOptions) { o.Seed = seed })
+			with := func(without Part) (Verdict, []string) {
+				r, err := tryVerify(t, a, b, without, func(o *Options, _ *PlanOptions) { o.Seed = seed })
 				if err != nil {
 					t.Fatal(err)
 				}
 				return r.Verdict, summary(r)
 			}
-			verdict, found := with(ablation{})
+			verdict, found := with(whole)
 			wanted := Different
 			if test.cut > 0 {
 				wanted = Unknown
@@ -104,8 +97,8 @@ func TestAblations(t *testing.T) {
 			if verdict != wanted || !slices.Equal(found, test.damage.want) {
 				t.Fatalf("the whole method says %s %v, want %v", verdict, found, test.damage.want)
 			}
-			if ablated, less := with(test.ablated); ablated == verdict && slices.Equal(less, found) {
-				t.Errorf("without %s the class is still found: %s", test.part, fmt.Sprint(less))
+			if ablated, less := with(test.without); ablated == verdict && slices.Equal(less, found) {
+				t.Errorf("without %s the class is still found: %s", test.without, fmt.Sprint(less))
 			}
 		})
 	}

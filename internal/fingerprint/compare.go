@@ -45,7 +45,7 @@ type Options struct {
 // comparison is one run of Compare.
 type comparison struct {
 	Options
-	ablated ablation
+	without Part
 	views   [2]database.View
 	opened  []database.View
 	digests [2]*Digest
@@ -58,10 +58,10 @@ type comparison struct {
 }
 
 // Compare finds where two databases differ. The report is never nil; with an error its verdict is Unknown.
-func Compare(ctx context.Context, o Options) (*Report, error) { return compare(ctx, o, ablation{}) }
+func Compare(ctx context.Context, o Options) (*Report, error) { return compare(ctx, o, whole) }
 
-func compare(ctx context.Context, o Options, ablated ablation) (*Report, error) {
-	c := &comparison{Options: o, ablated: ablated, digests: [2]*Digest{o.SourceDigest, o.TargetDigest}, meter: newMeter(o.Progress)}
+func compare(ctx context.Context, o Options, without Part) (*Report, error) {
+	c := &comparison{Options: o, without: without, digests: [2]*Digest{o.SourceDigest, o.TargetDigest}, meter: newMeter(o.Progress)}
 	c.defaults()
 	c.report = &Report{Seed: o.Seed.Digest(), Plan: o.Plan.Digest(), Started: time.Now().UTC(), Tables: []TableReport{},
 		Schema: o.Plan.Findings, Expected: o.Plan.Expected, NotCompared: o.Plan.NotCompared,
@@ -213,7 +213,7 @@ func (w *tableWork) first(ctx context.Context) (out [2]*leaves, err error) {
 }
 
 func (w *tableWork) pass(role Role, number int) *pass {
-	return &pass{view: w.views[role], table: w.t, role: role, seed: w.Seed, number: number, workers: w.Workers, meter: w.meter, ablated: w.ablated}
+	return &pass{view: w.views[role], table: w.t, role: role, seed: w.Seed, number: number, workers: w.Workers, meter: w.meter, without: w.without}
 }
 
 // finish writes the verdict. What is certain goes before what is not: a difference is one even where other tables could

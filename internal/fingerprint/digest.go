@@ -100,7 +100,7 @@ func (d *TableDigest) unpack(t *Table, seed Seed, n int) (*leaves, error) {
 	if err != nil {
 		return nil, damaged(err)
 	}
-	l := newLeaves(t, seed, n, ablation{})
+	l := newLeaves(t, seed, n, whole)
 	l.rows, l.bytes = d.Rows, d.Bytes
 	take := func(size int) []byte {
 		if len(b) < size {

@@ -216,14 +216,14 @@ func cloneRows(rows [][][]byte) [][][]byte {
 // verify compares two fakes.
 func verify(t testing.TB, a, b *fake, change func(*Options, *PlanOptions)) *Report {
 	t.Helper()
-	r, err := tryVerify(t, a, b, ablation{}, change)
+	r, err := tryVerify(t, a, b, whole, change)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
-func tryVerify(t testing.TB, a, b *fake, ablated ablation, change func(*Options, *PlanOptions)) (*Report, error) {
+func tryVerify(t testing.TB, a, b *fake, without Part, change func(*Options, *PlanOptions)) (*Report, error) {
 	t.Helper()
 	o := Options{Source: Side{View: a}, Target: Side{View: b}, Seed: NewSeed(), SpillDir: t.TempDir(), Settle: time.Millisecond}
 	var po PlanOptions
@@ -237,7 +237,7 @@ func tryVerify(t testing.TB, a, b *fake, ablated ablation, change func(*Options,
 		}
 		o.Plan = plan
 	}
-	return compare(context.Background(), o, ablated)
+	return compare(context.Background(), o, without)
 }
 
 // shuffled returns the rows in another order.

@@ -9,16 +9,6 @@ import (
 	"github.com/sluice-cd/sluice/internal/fault"
 )
 
-// ablation takes one part of the method away. Tests use it to show that the suite needs every part; it is the zero
-// value everywhere else.
-type ablation struct {
-	noKey      bool // the key is left out of the hashes
-	xor        bool // buckets are combined with XOR
-	noPrefix   bool // values are concatenated without tags and lengths
-	noCount    bool // rows are not counted
-	noMultiset bool // equal keys overwrite each other
-}
-
 // hasher makes the hashes of one table's rows. It keeps scratch space and serves one goroutine.
 type hasher struct {
 	keySeed, columnSeed, rowSeed uint64
@@ -28,16 +18,17 @@ type hasher struct {
 	columns                      []Hash // c_j of the last row
 	values                       [][]byte
 	scratch, stripped            []byte
-	ablated                      ablation
+	without                      Part
+	document                     bool
 	keyColumn                    []bool
 }
 
-func newHasher(t *Table, seed Seed, ablated ablation) *hasher {
+func newHasher(t *Table, seed Seed, without Part) *hasher {
 	name := t.Name.String()
 	h := &hasher{
 		keySeed: seed.derive(name, "key"), columnSeed: seed.derive(name, "column"), rowSeed: seed.derive(name, "row"),
 		keyless: len(t.Key) == 0, width: len(t.Columns), paths: t.Paths, columns: make([]Hash, len(t.Columns)),
-		ablated: ablated, keyColumn: make([]bool, len(t.Columns)),
+		without: without, document: t.document(), keyColumn: make([]bool, len(t.Columns)),
 	}
 	for _, k := range t.Key {
 		h.keyColumn[k] = true
@@ -59,13 +50,13 @@ func (h *hasher) row(r database.Row) (key, row Hash, seen database.Row, err erro
 	if !h.keyless {
 		key = h.keyHash(r.Key)
 	}
-	if h.ablated.noPrefix {
-		return h.concatenated(r, key)
-	}
 	h.columnHashes(r, key)
-	if h.width == 1 {
+	switch {
+	case h.without == PartLengths:
+		key, row = h.joined(r)
+	case h.width == 1:
 		row = h.columns[0]
-	} else {
+	default:
 		row = h.rowHash(key)
 	}
 	if h.keyless {
@@ -81,14 +72,16 @@ func (h *hasher) keyHash(key []byte) Hash {
 
 // columnHashes binds every value to the row's key and to its column, so that no exchange of values cancels.
 func (h *hasher) columnHashes(r database.Row, key Hash) {
-	if h.ablated.noKey {
+	if h.without == PartKey {
 		key = Hash{}
 	}
 	for j, v := range r.Values {
 		b := key.appendTo(h.scratch[:0])
 		b = binary.BigEndian.AppendUint32(b, uint32(j))
-		if !h.ablated.noKey || !h.keyColumn[j] {
+		if h.without == whole {
 			b = append(b, v...)
+		} else {
+			b = h.appendAblated(b, j, v)
 		}
 		u := xxh3.Hash128Seed(b, h.columnSeed)
 		h.columns[j] = Hash{u.Hi, u.Lo}
@@ -97,7 +90,7 @@ func (h *hasher) columnHashes(r database.Row, key Hash) {
 }
 
 func (h *hasher) rowHash(key Hash) Hash {
-	if h.ablated.noKey {
+	if h.without == PartKey {
 		key = Hash{}
 	}
 	b := key.appendTo(h.scratch[:0])
@@ -120,28 +113,4 @@ func (h *hasher) strip(r database.Row) (database.Row, error) {
 	}
 	h.values[0] = b
 	return database.Row{Key: r.Key, Values: h.values}, nil
-}
-
-// concatenated is the ablation of length prefixes: what a checksum over joined values sees.
-func (h *hasher) concatenated(r database.Row, key Hash) (Hash, Hash, database.Row, error) {
-	b := h.scratch[:0]
-	if parts, ok := database.KeyValues(r.Key); ok && !h.keyless {
-		for _, p := range parts {
-			b = append(b, database.Payload(p)...)
-		}
-		key = h.keyHash(b)
-	}
-	b = key.appendTo(b[:0])
-	for j, v := range r.Values {
-		if !h.keyColumn[j] {
-			b = append(b, database.Payload(v)...)
-		}
-	}
-	u := xxh3.Hash128Seed(b, h.rowSeed)
-	h.scratch = b[:0]
-	row := Hash{u.Hi, u.Lo}
-	if h.keyless {
-		key = row
-	}
-	return key, row, r, nil
 }

@@ -27,13 +27,13 @@ type leaves struct {
 	rows    int64
 	bytes   int64
 	keyless bool
-	ablated ablation
+	without Part
 }
 
-func newLeaves(t *Table, seed Seed, n int, ablated ablation) *leaves {
+func newLeaves(t *Table, seed Seed, n int, without Part) *leaves {
 	return &leaves{
 		buckets: make([]bucket, Buckets), columns: make([]Hash, len(t.Columns)), keyless: len(t.Key) == 0,
-		cells: newCells(n, seed.derive(t.Name.String(), "cells")), ablated: ablated,
+		cells: newCells(n, seed.derive(t.Name.String(), "cells")), without: without,
 	}
 }
 
@@ -41,15 +41,11 @@ func bucketOf(key Hash) int { return int(key.Hi >> 48) }
 
 // add takes in a row of which the hasher has just made the hashes.
 func (l *leaves) add(h *hasher, key, row Hash, r database.Row) {
-	b := &l.buckets[bucketOf(key)]
+	b := &l.buckets[leafOf(key, row, l.without)]
 	b.count++
-	if l.ablated.xor {
-		b.sum = Hash{b.sum.Hi ^ row.Hi, b.sum.Lo ^ row.Lo}
-	} else {
-		b.sum = b.sum.plus(row)
-	}
+	b.sum = combine(b.sum, row, l.without)
 	for j, c := range h.columns {
-		l.columns[j] = l.columns[j].plus(c)
+		l.columns[j] = combine(l.columns[j], c, l.without)
 	}
 	l.cells.add(row, limbs(r.Key, key, l.keyless))
 	l.rows++
@@ -68,14 +64,10 @@ func (l *leaves) merge(o *leaves) {
 	for i, b := range o.buckets {
 		a := &l.buckets[i]
 		a.count += b.count
-		if l.ablated.xor {
-			a.sum = Hash{a.sum.Hi ^ b.sum.Hi, a.sum.Lo ^ b.sum.Lo}
-		} else {
-			a.sum = a.sum.plus(b.sum)
-		}
+		a.sum = combine(a.sum, b.sum, l.without)
 	}
 	for j, c := range o.columns {
-		l.columns[j] = l.columns[j].plus(c)
+		l.columns[j] = combine(l.columns[j], c, l.without)
 	}
 	l.cells.merge(o.cells)
 	l.rows += o.rows
@@ -87,7 +79,7 @@ func differing(a, b *leaves) []int {
 	var out []int
 	for i := range a.buckets {
 		x, y := a.buckets[i], b.buckets[i]
-		if a.ablated.noCount {
+		if a.without == PartCount {
 			x.count, y.count = 0, 0
 		}
 		if x != y {

@@ -116,7 +116,7 @@ func (s *settling) again(ctx context.Context, batch []unsettled) (still []unsett
 		return nil, "", err
 	}
 	moved := map[Role]bool{}
-	err = mergeSpills(ctx, sides, rowEntries, w.ablated, func(data [2][]byte, g *group) error {
+	err = mergeSpills(ctx, sides, rowEntries, w.without, func(data [2][]byte, g *group) error {
 		u, now := before[g.key], g.state()
 		if now == u.state {
 			return w.emit(data, g, s.p)

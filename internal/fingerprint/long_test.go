@@ -221,8 +221,8 @@ func TestNoAllocationPerRow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHasher(&plan.Tables[0], Seed{}, ablation{})
-	l := newLeaves(&plan.Tables[0], Seed{}, 300, ablation{})
+	h := newHasher(&plan.Tables[0], Seed{}, whole)
+	l := newLeaves(&plan.Tables[0], Seed{}, 300, whole)
 	row := g.row(&database.Row{Values: make([][]byte, 3)}, 'k', 1, false)
 	n := testing.AllocsPerRun(1000, func() {
 		key, hash, seen, err := h.row(row)

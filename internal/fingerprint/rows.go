@@ -40,7 +40,7 @@ func (w *tableWork) classifyRows(ctx context.Context, want *wanted) error {
 	live := newSettling(w, p)
 	var groups int64
 	var counts tally
-	err = mergeSpills(ctx, sides, rowEntries, w.ablated, func(data [2][]byte, g *group) error {
+	err = mergeSpills(ctx, sides, rowEntries, w.without, func(data [2][]byte, g *group) error {
 		groups++
 		counts.count(g, w.keyless())
 		if live != nil {
@@ -58,7 +58,7 @@ func (w *tableWork) classifyRows(ctx context.Context, want *wanted) error {
 		return err
 	}
 	w.rec.finish()
-	if live == nil && w.ablated == (ablation{}) && (groups != want.groups || want.counted && counts != want.counts) {
+	if live == nil && w.without == whole && (groups != want.groups || want.counted && counts != want.counts) {
 		return doubtf("%s: the scans found %d differing keys, reading their rows found %d: it was written although the views promised to hold still",
 			w.t.Name, want.groups, groups)
 	}
@@ -91,7 +91,7 @@ func (w *tableWork) collect(ctx context.Context, role Role, want *wanted, to *sp
 	keys := want.keys
 	if want.filter != nil && len(keys) > 0 {
 		// A key that the filter lets through although nobody asked for it must not be read twice.
-		h := newHasher(w.t, w.Seed, w.ablated)
+		h := newHasher(w.t, w.Seed, w.without)
 		keys = slices.DeleteFunc(slices.Clone(keys), func(k []byte) bool { return want.filter.has(h.keyHash(k)) })
 	}
 	return w.fetch(ctx, role, keys, put)
@@ -99,7 +99,7 @@ func (w *tableWork) collect(ctx context.Context, role Role, want *wanted, to *sp
 
 // fetch reads rows by key.
 func (w *tableWork) fetch(ctx context.Context, role Role, keys [][]byte, put func(key, row Hash, r database.Row) error) error {
-	h := newHasher(w.t, w.Seed, w.ablated)
+	h := newHasher(w.t, w.Seed, w.without)
 	side := &w.t.sides[role]
 	for batch := range slices.Chunk(keys, fetchBatch) {
 		err := w.views[role].Fetch(ctx, side.relation, &side.projection, batch, func(r database.Row) error {
@@ -258,7 +258,7 @@ func (p *pairing) finish(ctx context.Context) error {
 		return nil
 	}
 	// Entries of the two sides never cancel here: a key that both sides had would have been a changed row.
-	return mergeSpills(ctx, p.sides, rowEntries, ablation{}, func(data [2][]byte, g *group) error {
+	return mergeSpills(ctx, p.sides, rowEntries, whole, func(data [2][]byte, g *group) error {
 		var rows [2][]database.Row
 		for role := range rows {
 			for _, e := range g.rest[role] {

@@ -27,7 +27,7 @@ type pass struct {
 	number  int
 	workers int
 	meter   *meter
-	ablated ablation
+	without Part
 }
 
 // rowFunc takes a row with the hashes of its key and itself; all of them live until it returns.
@@ -62,14 +62,14 @@ func (p *pass) run(ctx context.Context, begin func() rowFunc) (rows int64, err e
 	if err := g.Wait(); err != nil {
 		return rows, fmt.Errorf("scanning %s of the %s: %w", p.table.Name, p.role, err)
 	}
-	if rows != server && !p.ablated.noCount {
+	if rows != server && p.without != PartCount {
 		return rows, doubtf("scanning %s of the %s gave %d rows, the server counted %d", p.table.Name, p.role, rows, server)
 	}
 	return rows, nil
 }
 
 func (p *pass) scanRange(ctx context.Context, r database.Range, take rowFunc) (rows, server int64, err error) {
-	h := newHasher(p.table, p.seed, p.ablated)
+	h := newHasher(p.table, p.seed, p.without)
 	server, err = p.view.Scan(ctx, r, &p.table.sides[p.role].projection, func(row database.Row) error {
 		key, hash, seen, err := h.row(row)
 		if err != nil {
@@ -92,7 +92,7 @@ func (p *pass) digest(ctx context.Context, cells int) (*leaves, error) {
 	var mu sync.Mutex
 	var all []*leaves
 	rows, err := p.run(ctx, func() rowFunc {
-		l := newLeaves(p.table, p.seed, cells, p.ablated)
+		l := newLeaves(p.table, p.seed, cells, p.without)
 		mu.Lock()
 		all = append(all, l)
 		mu.Unlock()
@@ -105,7 +105,7 @@ func (p *pass) digest(ctx context.Context, cells int) (*leaves, error) {
 		return nil, err
 	}
 	if len(all) == 0 {
-		all = append(all, newLeaves(p.table, p.seed, cells, p.ablated))
+		all = append(all, newLeaves(p.table, p.seed, cells, p.without))
 	}
 	total := all[0]
 	for _, l := range all[1:] {

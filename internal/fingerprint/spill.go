@@ -201,14 +201,14 @@ type group struct {
 }
 
 // walk goes through two sorted lists key by key and calls each with the groups that differ.
-func walk(source, target []entry, ablated ablation, each func(*group) error) error {
+func walk(source, target []entry, without Part, each func(*group) error) error {
 	var g group
 	for len(source) > 0 || len(target) > 0 {
 		g.key = nextKey(source, target)
 		var s, t []entry
 		s, source = cutKey(source, g.key)
 		t, target = cutKey(target, g.key)
-		if ablated.noMultiset {
+		if without == PartMultiset {
 			s, t = s[:min(1, len(s))], t[:min(1, len(t))]
 		}
 		g.copies = [2]int{len(s), len(t)}

@@ -183,7 +183,7 @@ func (w *tableWork) wantSpilled(ctx context.Context, d *decoded, want *wanted) e
 		g.Go(func() error {
 			_, err := w.pass(Role(role), 2).run(scanning, func() rowFunc {
 				return func(_ *hasher, key, row Hash, _ database.Row) error {
-					if b := bucketOf(key); d.buckets[b/64]&(1<<(b%64)) == 0 {
+					if b := leafOf(key, row, w.without); d.buckets[b/64]&(1<<(b%64)) == 0 {
 						return nil
 					}
 					return sides[role].add(key, func(b []byte) []byte { return row.appendTo(key.appendTo(b)) })
@@ -198,7 +198,7 @@ func (w *tableWork) wantSpilled(ctx context.Context, d *decoded, want *wanted) e
 	w.r.Passes = 2
 	want.filter = newKeyFilter((d.rows[Source]+d.rows[Target])/2, w.MemoryBytes)
 	var records int64
-	err = mergeSpills(ctx, sides, hashEntries, w.ablated, func(_ [2][]byte, g *group) error {
+	err = mergeSpills(ctx, sides, hashEntries, w.without, func(_ [2][]byte, g *group) error {
 		want.counts.count(g, w.keyless())
 		want.groups++
 		records += int64(g.copies[Source] + g.copies[Target])
@@ -241,7 +241,7 @@ func closeSpills(s [2]*spill) {
 
 // mergeSpills loads both sides partition by partition and calls each with the groups that differ; data is what the
 // entries point into.
-func mergeSpills(ctx context.Context, sides [2]*spill, read func([]byte, []entry) []entry, ablated ablation, each func([2][]byte, *group) error) error {
+func mergeSpills(ctx context.Context, sides [2]*spill, read func([]byte, []entry) []entry, without Part, each func([2][]byte, *group) error) error {
 	var data [2][]byte
 	var entries [2][]entry
 	for i := range sides[Source].parts {
@@ -256,7 +256,7 @@ func mergeSpills(ctx context.Context, sides [2]*spill, read func([]byte, []entry
 			entries[role] = read(data[role], entries[role][:0])
 			sortEntries(entries[role])
 		}
-		if err := walk(entries[Source], entries[Target], ablated, func(g *group) error { return each(data, g) }); err != nil {
+		if err := walk(entries[Source], entries[Target], without, func(g *group) error { return each(data, g) }); err != nil {
 			return err
 		}
 	}
