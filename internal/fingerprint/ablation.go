@@ -32,6 +32,11 @@ func CompareWithout(ctx context.Context, o Options, part Part) (*Report, error) 
 	return compare(ctx, o, part)
 }
 
+// ScanWithout is Scan by a method that lacks a part; CompareWithout takes what it makes.
+func ScanWithout(ctx context.Context, view database.View, plan *Plan, o ScanOptions, part Part) (*Digest, error) {
+	return scan(ctx, view, plan, o, part)
+}
+
 // combine adds a hash to what stands for many.
 func combine(a, b Hash, without Part) Hash {
 	if without == PartSums {

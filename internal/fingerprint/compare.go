@@ -202,7 +202,7 @@ func (w *tableWork) first(ctx context.Context) (out [2]*leaves, err error) {
 		g.Go(func() error {
 			var err error
 			if d := w.digests[role]; d != nil {
-				out[role], err = d.Tables[w.index].unpack(w.t, w.Seed, w.Cells)
+				out[role], err = d.Tables[w.index].unpack(w.t, w.Seed, w.Cells, w.without)
 			} else {
 				out[role], err = w.pass(Role(role), 1).digest(ctx, w.Cells)
 			}

@@ -88,7 +88,7 @@ func pack(t *Table, l *leaves) (TableDigest, error) {
 }
 
 // unpack is the inverse of pack; the root proves that nothing was lost.
-func (d *TableDigest) unpack(t *Table, seed Seed, n int) (*leaves, error) {
+func (d *TableDigest) unpack(t *Table, seed Seed, n int, without Part) (*leaves, error) {
 	damaged := func(why any) error {
 		return fault.Newf(fault.Lost, "the kept fingerprint of %s cannot be read (%v); scan it again", d.Name, why)
 	}
@@ -100,7 +100,7 @@ func (d *TableDigest) unpack(t *Table, seed Seed, n int) (*leaves, error) {
 	if err != nil {
 		return nil, damaged(err)
 	}
-	l := newLeaves(t, seed, n, whole)
+	l := newLeaves(t, seed, n, without)
 	l.rows, l.bytes = d.Rows, d.Bytes
 	take := func(size int) []byte {
 		if len(b) < size {

@@ -129,6 +129,10 @@ type ScanOptions struct {
 // Scan fingerprints one side. A digest made once may be compared many times, as long as plan and seed stay the same: a
 // retry reuses control's.
 func Scan(ctx context.Context, view database.View, plan *Plan, o ScanOptions) (*Digest, error) {
+	return scan(ctx, view, plan, o, whole)
+}
+
+func scan(ctx context.Context, view database.View, plan *Plan, o ScanOptions, without Part) (*Digest, error) {
 	started := time.Now()
 	m := newMeter(o.Progress)
 	defer m.stop()
@@ -136,7 +140,7 @@ func Scan(ctx context.Context, view database.View, plan *Plan, o ScanOptions) (*
 	for i := range plan.Tables {
 		t := &plan.Tables[i]
 		m.begin(t, 1)
-		p := &pass{view: view, table: t, role: o.Role, seed: o.Seed, number: 1, workers: o.Workers, meter: m}
+		p := &pass{view: view, table: t, role: o.Role, seed: o.Seed, number: 1, workers: o.Workers, meter: m, without: without}
 		l, err := p.digest(ctx, d.Cells)
 		if err != nil {
 			return nil, err

@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/database/databasetest"
@@ -33,7 +35,22 @@ const (
 // each, and looks what each holds: every write acknowledged before the lease, none begun after its release.
 func TestCopies(t *testing.T) {
 	long(t)
-	t.Run("here", func(t *testing.T) { copies(t, databasetest.Root(t), false) })
+	t.Run("ext4", func(t *testing.T) {
+		if u := databasetest.User(t); u != nil {
+			asUser(t, u, mounted(t, "ext4"))
+			return
+		}
+		root := databasetest.Root(t)
+		var st unix.Statfs_t
+		if err := unix.Statfs(root, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Type != unix.EXT4_SUPER_MAGIC {
+			t.Skipf("%s is not on ext4 (its file system is %#x); name a directory that is by TMPDIR", root, st.Type)
+		}
+		t.Logf("user %d, copies in %s", os.Getuid(), root)
+		copies(t, root, false)
+	})
 	for _, fs := range []string{"xfs", "btrfs"} {
 		t.Run(fs, func(t *testing.T) {
 			if os.Geteuid() != 0 {
@@ -44,10 +61,44 @@ func TestCopies(t *testing.T) {
 	}
 }
 
+// asUser runs the test that calls it once more, in a process of an ordinary user, whose servers, copies and holds are that
+// user's then. Its temporary files are in dir.
+func asUser(t *testing.T, u *syscall.Credential, dir string) {
+	t.Helper()
+	if err := os.Chown(dir, int(u.Uid), int(u.Gid)); err != nil {
+		t.Fatal(err)
+	}
+	// The test's binary is where only root may go.
+	self, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(databasetest.Root(t), "mongodb.test")
+	if err := os.WriteFile(binary, self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var levels []string
+	for _, level := range strings.Split(t.Name(), "/") {
+		levels = append(levels, "^"+level+"$")
+	}
+	cmd := exec.CommandContext(t.Context(), binary, "-test.v", "-test.run", strings.Join(levels, "/"))
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir, "SLUICE_COMPANIONS="+filepath.Dir(companion(t, older)))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	t.Logf("as user %d:\n%s", u.Uid, out)
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name()+" ")) {
+		t.Fatalf("as user %d it did not pass: %v", u.Uid, err)
+	}
+}
+
 // mounted makes a file system in a file and mounts it.
 func mounted(t *testing.T, fs string) string {
 	t.Helper()
-	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	image, dir := filepath.Join(t.TempDir(), "image"), filepath.Join(databasetest.Root(t), "mounted")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

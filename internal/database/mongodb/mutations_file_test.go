@@ -18,11 +18,9 @@ func fileMutations() []mutation {
 		on(9, "one missing and another doubled", "orders", func(t *testing.T, d *damage) {
 			n := d.pick(2)
 			d.file(t, "orders", func(t *testing.T, db *sql.DB, table string) {
-				dropKey(t, db, table)
 				execute(t, db, fmt.Sprintf(`DELETE FROM %q WHERE _ferretdb_sjson->>'_id' = ?`, table), orderID(n[0]))
-				double := `INSERT INTO %q (_ferretdb_sjson) SELECT _ferretdb_sjson FROM %q WHERE _ferretdb_sjson->>'_id' = ?`
-				execute(t, db, fmt.Sprintf(double, table, table), orderID(n[1]))
 			})
+			double(t, d, orderID(n[1]))
 			d.rows("orders", fingerprint.ClassMissing, orderID(n[0]))
 			d.rows("orders", fingerprint.ClassDuplicate, orderID(n[1]))
 		}),
@@ -35,6 +33,16 @@ func fileMutations() []mutation {
 				execute(t, db, fmt.Sprintf(double, table, table), orderID(i))
 			})
 			d.rows("orders", fingerprint.ClassDuplicate, orderID(i))
+		}),
+		on(11, "two equal documents under one key changed", "doubled", func(t *testing.T, d *damage) {
+			d.file(t, "orders", func(t *testing.T, db *sql.DB, table string) {
+				update := `UPDATE %q SET _ferretdb_sjson = replace(_ferretdb_sjson, '"Utrecht"', '"Amsterdam"') WHERE _ferretdb_sjson->>'_id' = ?`
+				if n := execute(t, db, fmt.Sprintf(update, table), orderID(doubled)); n != 2 {
+					t.Fatalf("%d documents were changed", n)
+				}
+			})
+			d.field("orders", fingerprint.ClassValue, "address.city", orderID(doubled), orderID(doubled))
+			d.changed("orders", 2)
 		}),
 		on(15, "0.0 becomes -0.0", "orders", func(t *testing.T, d *damage) {
 			i := d.pick(1)[0]
@@ -60,6 +68,21 @@ func fileMutations() []mutation {
 			})
 		}),
 	}
+}
+
+// doubled is the order that the base of this name has twice.
+const doubled = 1234
+
+// double stores a document a second time.
+func double(t *testing.T, d *damage, id string) {
+	t.Helper()
+	d.file(t, "orders", func(t *testing.T, db *sql.DB, table string) {
+		dropKey(t, db, table)
+		again := `INSERT INTO %q (_ferretdb_sjson) SELECT _ferretdb_sjson FROM %q WHERE _ferretdb_sjson->>'_id' = ?`
+		if n := execute(t, db, fmt.Sprintf(again, table, table), id); n != 1 {
+			t.Fatalf("%d documents were doubled", n)
+		}
+	})
 }
 
 // file changes a stopped server's file.

@@ -57,6 +57,7 @@ func wireMutations() []mutation {
 	return slices.Concat([]mutation{
 		orders(1, "100 documents an hour later", later),
 		orders(2, "two e-mails swapped", swapped),
+		on(2, "all values of two documents swapped", "people", exchanged),
 		orders(3, "two fields of one document swapped", crossed),
 		orders(4, "one field rotated over all documents", rotated),
 		orders(5, "the first document missing", missing(func(*damage) int64 { return 1 })),
@@ -177,6 +178,16 @@ func swapped(t *testing.T, d *damage) {
 	}
 	d.field("orders", fingerprint.ClassValue, "email", orderIDs(n)...)
 	d.changed("orders", 2)
+}
+
+// exchanged swaps all that two people have but their keys: a sum over documents without their keys stays what it was.
+func exchanged(t *testing.T, d *damage) {
+	n := []int64{100 + 12*d.random.Int64N(20), 500 + 12*d.random.Int64N(20)}
+	for k, i := range n {
+		d.rewrite(t, "people", int32(i), bson.D{{Key: "_id", Value: int32(i)}, {Key: "name", Value: fmt.Sprintf("person %d", n[1-k])}})
+	}
+	d.field("people", fingerprint.ClassValue, "name", fmt.Sprint(n[0]), fmt.Sprint(n[1]))
+	d.changed("people", 2)
 }
 
 func crossed(t *testing.T, d *damage) {

@@ -3,12 +3,10 @@ package postgres
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -51,32 +49,10 @@ func findBinaries(t testing.TB) binaries {
 	return binaries{old: at("SLUICE_POSTGRES_OLD", "../../../.cache/postgres-old/bin"), new: at("SLUICE_POSTGRES_NEW", "/usr/lib/postgresql/15/bin")}
 }
 
-// credential is whom servers run as: they refuse root.
-func credential(t testing.TB) *syscall.Credential {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	name := os.Getenv("SLUICE_TEST_USER")
-	if name == "" {
-		name = "sluice-test"
-	}
-	u, err := user.Lookup(name)
-	if err != nil {
-		t.Fatalf("servers do not run as root, and there is no user %s: %v", name, err)
-	}
-	uid, errUID := strconv.Atoi(u.Uid)
-	gid, errGID := strconv.Atoi(u.Gid)
-	if err := errors.Join(errUID, errGID); err != nil {
-		t.Fatal(err)
-	}
-	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-}
-
 // own gives a directory to the servers' user.
 func own(t testing.TB, path string) {
 	t.Helper()
-	if c := credential(t); c != nil {
+	if c := databasetest.User(t); c != nil {
 		if err := os.Chown(path, int(c.Uid), int(c.Gid)); err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +86,7 @@ func freshData(t testing.TB, b binaries) string {
 		cmd := exec.Command(filepath.Join(b.old, "initdb"), "-D", dir, "-U", "sluice", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--data-checksums",
 			"--no-sync",
 			"--wal-segsize=4") // smaller than usual, because data directories are copied all the time
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential(t)}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: databasetest.User(t)}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("initdb: %v\n%s", err, out)
 		}
@@ -195,7 +171,7 @@ func (h *harness) tryStart(t testing.TB, bin string, dirs, args []string) (*inst
 	argv = append(argv, h.options...)
 	s.cmd = exec.Command(filepath.Join(bin, "postgres"), append(argv, args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential(t)}
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: databasetest.User(t)}
 	s.cmd.Dir = s.data
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
