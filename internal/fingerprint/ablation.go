@@ -55,17 +55,15 @@ func leafOf(key, row Hash, without Part) int {
 
 // appendAblated appends the value of a column as a method sees it that lacks a part.
 func (h *hasher) appendAblated(b []byte, j int, v []byte) []byte {
-	switch h.without {
-	case PartKey:
-		if h.document {
-			if rest, err := stripDocument(nil, v, []string{"_id"}); err == nil {
-				v = rest
-			}
-		} else if h.keyColumn[j] {
-			return b
-		}
-	case PartLengths:
+	switch {
+	case h.without == PartLengths:
 		return appendJoined(b, v)
+	case h.without == PartKey && h.document:
+		if rest, err := stripDocument(nil, v, []string{"_id"}); err == nil {
+			v = rest
+		}
+	case h.without == PartKey && h.keyColumn[j]:
+		return b
 	}
 	return append(b, v...)
 }
