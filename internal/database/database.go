@@ -8,7 +8,6 @@ package database
 import (
 	"context"
 	"encoding/json"
-	"io"
 	"net"
 	"time"
 )
@@ -280,12 +279,16 @@ type AtRisk struct {
 	Source string     `json:"source"`
 }
 
-// Log is a Server whose log of writes can be read.
+// Log is an Engine whose log of writes can be counted. It is pinned while the server runs and read once it was stopped cleanly.
 type Log interface {
-	Pin(ctx context.Context, id string) (position string, err error)
-	Unpin(ctx context.Context, id string) error
-	AtRisk(ctx context.Context, from, to string) (AtRisk, error)
-	Export(ctx context.Context, from, to string, w io.Writer) error
+	// Pin keeps the server's log from now on, under an id, and returns the position. Again with the same id the log is kept from
+	// the first time on, and the position is the newer one.
+	Pin(ctx context.Context, id string, u URL) (position string, err error)
+	// Unpin ends that. An id that pins nothing is no error.
+	Unpin(ctx context.Context, id string, u URL) error
+	// AtRisk counts the commits after the position in the directories of a server that does not run. It fails, and says why,
+	// where the log does not tell, so that nothing is counted as too little.
+	AtRisk(ctx context.Context, dirs []string, from string) (AtRisk, error)
 }
 
 // Querier is a Server that runs one read-only query for an invariant and returns its single value as text. A query that

@@ -252,7 +252,7 @@ strategies: {one-by-one: {canary: {steps: []}}}
 		unbuilt = append(unbuilt, fmt.Sprintf("%d:%d %s: %s", u.Line, u.Column, u.Severity, u.Message))
 	}
 	want := []string{"21:11 error: needs restoring a checkpoint as a step, not built yet", "22:11 error: needs masking, not built yet",
-		"25:7 error: needs a budget for lost writes (upgrade.maxLost), not built yet", "29:11 error: needs masking, not built yet"}
+		"25:7 error: needs a budget for lost writes (upgrade.maxLost) of engine mongodb, which has no log that counts writes, not built yet", "29:11 error: needs masking, not built yet"}
 	if strings.Join(unbuilt, "\n") != strings.Join(want, "\n") {
 		t.Errorf("not built: %v", unbuilt)
 	}

@@ -215,7 +215,7 @@ func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Objec
 	}
 	prefix := "deploy/" + d.Name
 	a := DataArgs{Database: db, To: b.site, Group: b.t.Name + "/" + prefix, Objects: slices.Concat(configs, own, jobs),
-		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, Timeout: b.timeout()}
+		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, MaxLost: d.Upgrade.MaxLost, Timeout: b.timeout()}
 	if r := b.c.rehearsals[d.Name]; r != "" && b.c.precedes(r, after) {
 		a.Rehearsal = r
 	}

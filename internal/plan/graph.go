@@ -249,6 +249,7 @@ type DataArgs struct {
 	Require   bool              `json:"require,omitempty"`
 	Deadline  time.Duration     `json:"deadline,omitempty"`
 	Bake      time.Duration     `json:"bake,omitempty"`
+	MaxLost   int64             `json:"maxLost,omitempty"` // writes that a restore of the checkpoint may discard without asking
 	TTL       time.Duration     `json:"ttl,omitempty"`
 	Name      string            `json:"name,omitempty"` // of a checkpoint
 	Timeout   time.Duration     `json:"timeout"`

@@ -22,6 +22,7 @@ var (
 	_ database.Engine      = (*Engine)(nil)
 	_ database.Quiescer    = (*Engine)(nil)
 	_ database.Preflighter = (*Engine)(nil)
+	_ database.Log         = (*Engine)(nil)
 	_ database.Server      = (*server)(nil)
 	_ database.Querier     = (*server)(nil)
 	_ database.View        = (*view)(nil)

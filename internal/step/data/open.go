@@ -24,7 +24,9 @@ type opened struct {
 	At      time.Time     `json:"at,omitzero"`
 	Stood   time.Duration `json:"stood,omitempty"`
 	Path    Path          `json:"path,omitempty"`
-	Try     int           `json:"try,omitempty"` // of the counting
+	Pin     string        `json:"pin,omitempty"`   // position from which the engine's log is kept
+	NoPin   string        `json:"noPin,omitempty"` // why it is not
+	Try     int           `json:"try,omitempty"`   // of the counting
 	Seed    string        `json:"seed,omitempty"`
 	AtRisk  *atRisk       `json:"atRisk,omitempty"`
 	Restore string        `json:"restore,omitempty"` // copy id of what R4 binds
@@ -63,6 +65,9 @@ func (st open) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		if err := c.Save(ctx, s); err != nil {
 			return step.Outcome{}, err
 		}
+	}
+	if err := st.pin(ctx, c, k, &s); err != nil {
+		return step.Outcome{}, err
 	}
 	if err := f.Open(ctx, c.Key+"/open", k.f.Services); err != nil {
 		return step.Outcome{}, err
@@ -128,13 +133,10 @@ type atRisk struct {
 	Value  int64  `json:"value"`
 	Kind   string `json:"kind"`
 	Source string `json:"source"`
-	Digest string `json:"digest"` // of the export: an acknowledgement quotes it
-	Export string `json:"export"` // file with the differences, as they could be written again
-}
-
-// what says how much a restore would discard.
-func (n atRisk) what() string {
-	return fmt.Sprintf("%d differing rows (%s, %s)", n.Value, n.Kind, n.Source)
+	Digest string `json:"digest"`         // of the export: an acknowledgement quotes it
+	Export string `json:"export"`         // file with the differences, as they could be written again
+	Rows   int64  `json:"rows,omitempty"` // that differ, where Value counts writes
+	Why    string `json:"why,omitempty"`  // no writes could be counted, though the engine has a log
 }
 
 // restore counts what would be lost, behind the fence, and goes on only within the budget or when a person has quoted the
@@ -156,13 +158,17 @@ func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened,
 	if n.Value == 0 {
 		return step.Done(delivery.Pass, "a restore of the checkpoint loses nothing"), nil
 	}
+	if n.within(k.a.MaxLost) {
+		return step.Done(delivery.Pass, fmt.Sprintf("a restore of the checkpoint discards %s, which the budget of %d allows (upgrade.maxLost); they are exported to %s",
+			n.what(), k.a.MaxLost, n.Export)), nil
+	}
 	refused := note
 	for _, sig := range c.Signals {
 		if sig.Kind != delivery.Acknowledge {
 			continue
 		}
 		if sig.Data["digest"] == n.Digest && sig.Data["value"] == fmt.Sprint(n.Value) {
-			return step.Done(delivery.Pass, fmt.Sprintf("%s accepted that %d differing rows are discarded; they are exported to %s", sig.By, n.Value, n.Export)), nil
+			return step.Done(delivery.Pass, fmt.Sprintf("%s accepted that a restore discards %s; they are exported to %s", sig.By, n.what(), n.Export)), nil
 		}
 		refused = fmt.Sprintf("the acknowledgement of %s quotes another number or digest and does not count; ", sig.By)
 	}
@@ -190,6 +196,9 @@ func (st open) count(ctx context.Context, c step.Call, k fencedCall, s *opened) 
 	if s.AtRisk, s.Proof, err = st.countRows(ctx, c, k, *s, checkpoint); err != nil {
 		return err
 	}
+	if err := st.countWrites(ctx, k, s); err != nil {
+		return err
+	}
 	s.Restore = restoredClone(c.Key)
 	return c.Save(ctx, *s)
 }
@@ -201,8 +210,14 @@ func (st open) Clean(ctx context.Context, c step.Call) (step.Outcome, error) {
 		return unchanged(), err
 	}
 	s, err := saved[opened](c.Saved)
-	if err != nil || s.Try == 0 {
+	if err != nil || s.At.IsZero() {
 		return unchanged(), err
+	}
+	if err := st.unpin(ctx, c, k); err != nil {
+		return step.Outcome{}, err
+	}
+	if s.Try == 0 {
+		return unchanged(), nil
 	}
 	if err := st.uncount(ctx, c, k, s.Try); err != nil {
 		return step.Outcome{}, err

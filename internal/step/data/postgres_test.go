@@ -169,6 +169,15 @@ func (s *site) withSQL(f func(*pgx.Conn) error) {
 	}
 }
 
+// slots counts production's replication slots.
+func (s *site) slots() (n int) {
+	s.t.Helper()
+	s.withSQL(func(c *pgx.Conn) error {
+		return c.QueryRow(context.Background(), "SELECT count(*) FROM pg_replication_slots").Scan(&n)
+	})
+	return n
+}
+
 func (s *site) installPostgres() {
 	s.t.Helper()
 	s.install(postgresAt(s.t, "old", "") + "---" + strings.Replace(web, "%s", "1", 1))
@@ -208,6 +217,32 @@ func TestPostgresUpgrade(t *testing.T) {
 	}
 	if !slices.Equal(meanwhile, s.rows()) {
 		t.Error("the way back lost what was written meanwhile")
+	}
+
+	if n := s.slots(); n != 0 {
+		t.Errorf("%d replication slots are left", n)
+	}
+
+	// Where nothing was rehearsed only the checkpoint is left: one that discards no more than the budget goes back by itself.
+	checked := s.rows()
+	f := postgresFile(false)
+	f.Data.Databases[0].Upgrade.MaxLost = 3
+	s.deploy("budget", f, "", next)
+	s.until("budget", "asking for approval", waits("production/deploy/canary/1-approval"))
+	if n := s.slots(); n != 1 {
+		t.Errorf("%d replication slots keep the log while a restore is possible", n)
+	}
+	s.sql("INSERT INTO orders VALUES (7000, now(), 1, 'lost')", "UPDATE orders SET note = 'lost' WHERE id = 7000", "DELETE FROM orders WHERE id < 20")
+	if _, err := s.engine.Signal(t.Context(), "budget", delivery.Signal{Kind: delivery.Rollback, Key: "rollback/production", Path: "production"}); err != nil {
+		t.Fatal(err)
+	}
+	d = s.until("budget", "done", done)
+	if m := d.Status.Nodes["production/deploy/orders/open"].Message; !strings.Contains(m, "3 committed transactions (exact, PostgreSQL's log from ") ||
+		!strings.Contains(m, "which the budget of 3 allows") || d.Status.Targets["production"].State != delivery.RolledBack {
+		t.Errorf("%s: %s\n%s", d.Status.State, d.Status.Reason, steps(d))
+	}
+	if !slices.Equal(checked, s.rows()) || s.slots() != 0 {
+		t.Errorf("the restore did not bring the checkpoint back, or a slot is left")
 	}
 
 	s.deploy("good", postgresFile(true), next, next)
