@@ -25,21 +25,24 @@ var (
 // walOperations are the operations that are understood, by resource manager, and whether they write what a user keeps: rows, or
 // the files of a relation. Locks, pruning, freezing and what vacuum does are no writes. A manager that is not listed is one that
 // an extension brings, and nobody here knows what it writes.
-var walOperations = map[string]map[string]bool{
-	"Heap": {"INSERT": true, "DELETE": true, "UPDATE": true, "HOT_UPDATE": true, "TRUNCATE": true,
-		"LOCK": false, "HEAP_CONFIRM": false, "INPLACE": false},
-	"Heap2": {"MULTI_INSERT": true, "PRUNE": false, "VACUUM": false, "FREEZE_PAGE": false, "VISIBLE": false, "LOCK_UPDATED": false,
-		"NEW_CID": false, "REWRITE": false, "PRUNE_ON_ACCESS": false, "PRUNE_VACUUM_SCAN": false, "PRUNE_VACUUM_CLEANUP": false},
-	"Sequence":    {"LOG": true},
-	"Storage":     {"CREATE": true, "TRUNCATE": false},
-	"Database":    {"CREATE": true, "CREATE_FILE_COPY": true, "CREATE_WAL_LOG": true, "DROP": true},
-	"Transaction": {"COMMIT": false, "ABORT": false, "PREPARE": false, "COMMIT_PREPARED": false, "ABORT_PREPARED": false, "ASSIGNMENT": false, "INVALIDATION": false},
-	"XLOG":        nil, "CLOG": nil, "Tablespace": nil, "MultiXact": nil, "RelMap": nil, "Standby": nil, "Btree": nil, "Hash": nil,
-	"Gin": nil, "Gist": nil, "SPGist": nil, "BRIN": nil, "CommitTs": nil, "ReplicationOrigin": nil, "Generic": nil, "LogicalMessage": nil,
+func walOperations() map[string]map[string]bool {
+	return map[string]map[string]bool{
+		"Heap": {"INSERT": true, "DELETE": true, "UPDATE": true, "HOT_UPDATE": true, "TRUNCATE": true,
+			"LOCK": false, "HEAP_CONFIRM": false, "INPLACE": false},
+		"Heap2": {"MULTI_INSERT": true, "PRUNE": false, "VACUUM": false, "FREEZE_PAGE": false, "VISIBLE": false, "LOCK_UPDATED": false,
+			"NEW_CID": false, "REWRITE": false, "PRUNE_ON_ACCESS": false, "PRUNE_VACUUM_SCAN": false, "PRUNE_VACUUM_CLEANUP": false},
+		"Sequence":    {"LOG": true},
+		"Storage":     {"CREATE": true, "TRUNCATE": false},
+		"Database":    {"CREATE": true, "CREATE_FILE_COPY": true, "CREATE_WAL_LOG": true, "DROP": true},
+		"Transaction": {"COMMIT": false, "ABORT": false, "PREPARE": false, "COMMIT_PREPARED": false, "ABORT_PREPARED": false, "ASSIGNMENT": false, "INVALIDATION": false},
+		"XLOG":        nil, "CLOG": nil, "Tablespace": nil, "MultiXact": nil, "RelMap": nil, "Standby": nil, "Btree": nil, "Hash": nil,
+		"Gin": nil, "Gist": nil, "SPGist": nil, "BRIN": nil, "CommitTs": nil, "ReplicationOrigin": nil, "Generic": nil, "LogicalMessage": nil,
+	}
 }
 
 // walCount counts the transactions that have committed a write.
 type walCount struct {
+	known    map[string]map[string]bool
 	from     uint64
 	last     string          // position of the last record
 	shutdown bool            // the last record is the checkpoint of a clean stop
@@ -55,7 +58,7 @@ func countWAL(r io.Reader, from string) (*walCount, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &walCount{from: start, wrote: map[uint64]bool{}, prepared: map[uint64]bool{}}
+	w := &walCount{known: walOperations(), from: start, wrote: map[uint64]bool{}, prepared: map[uint64]bool{}}
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 16<<20) // a commit names every message that invalidates a cache
 	for lines.Scan() {
@@ -101,7 +104,7 @@ func (w *walCount) record(line string) error {
 	if err != nil {
 		return err
 	}
-	known, ok := walOperations[manager]
+	known, ok := w.known[manager]
 	writes, listed := known[operation]
 	if !ok || known != nil && !listed {
 		return fault.Newf(fault.Invalid, "the log holds an operation %s of %s, which is not known", operation, manager)
