@@ -3,10 +3,12 @@ package data
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/volume"
 )
 
 // pinWithin is how long the fence waits at most for the engine's log to be pinned.
@@ -40,14 +42,15 @@ func (st open) unpin(ctx context.Context, c step.Call, k fencedCall) error {
 	return l.Unpin(ctx, c.Key, u)
 }
 
-// log returns the engine where it has a log, and how production is reached.
+// log returns the engine where it has a log, and how production is reached. A log is read from the files of a volume, so where
+// volumes are no directories, on clusters, none is kept.
 func (st open) log(k fencedCall) (database.Log, database.URL, error) {
 	engine, err := st.ports.Engine(k.a.Database.Engine)
 	if err != nil {
 		return nil, database.URL{}, err
 	}
 	l, ok := engine.(database.Log)
-	if !ok {
+	if !ok || slices.ContainsFunc(k.f.Sources, func(s volume.Source) bool { return s.Dir == "" }) {
 		return nil, database.URL{}, nil
 	}
 	u, err := st.url(k.p, k.a.Database, k.a.Database.Namespace, false)
@@ -70,7 +73,11 @@ func (st open) countWrites(ctx context.Context, k fencedCall, s *opened) error {
 	if err != nil {
 		return err
 	}
-	writes, err := l.AtRisk(ctx, now.dirs(), s.Pin)
+	var dirs []string
+	for _, v := range now.sources {
+		dirs = append(dirs, v.Dir)
+	}
+	writes, err := l.AtRisk(ctx, dirs, s.Pin)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
