@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
@@ -174,7 +175,7 @@ func tunnel(d httpstream.Dialer, port int) (net.Conn, error) {
 	f := &forwarded{Conn: near}
 	go func() {
 		if text, err := io.ReadAll(complaints); err == nil && len(text) > 0 {
-			broken := fmt.Errorf("the pod does not answer: %s", text)
+			broken := silent(string(text))
 			f.broken.Store(&broken)
 			_ = far.Close()
 		}
@@ -191,10 +192,30 @@ func tunnel(d httpstream.Dialer, port int) (net.Conn, error) {
 	return f, nil
 }
 
+// silent is the error of a pod that takes no connection. The way through the API server ends at the pod's loopback address.
+func silent(complaint string) error {
+	err := fmt.Errorf("the pod does not answer: %s", complaint)
+	if !strings.Contains(complaint, "refused") {
+		return err
+	}
+	return fault.WithRemedy(fault.Newf(fault.Transient, "%w", err), "what runs in it must listen on all its addresses (0.0.0.0), because Sluice comes in by the loopback address")
+}
+
 // forwarded is a connection through the API server.
 type forwarded struct {
 	net.Conn
 	broken atomic.Pointer[error]
+}
+
+// Write sends to the pod; where it has complained, that is why it fails.
+func (f *forwarded) Write(b []byte) (int, error) {
+	n, err := f.Conn.Write(b)
+	if err != nil {
+		if why := f.broken.Load(); why != nil {
+			return n, *why
+		}
+	}
+	return n, err
 }
 
 // Read returns what the pod sends, and at its end why there is one.

@@ -229,7 +229,11 @@ func (st copyData) candidate(ctx context.Context, c step.Call, sides copying, a 
 	if err != nil {
 		return err
 	}
-	if s.Launch, err = st.ready(ctx, c, p, a.Database, raising{namespace: a.To.Namespace, target: true, replace: a.Replace, others: sides.others, from: base,
+	there, err := exists(ctx, p, manifest.Ref{Kind: "Namespace", Name: a.To.Namespace})
+	if err != nil {
+		return err
+	}
+	if s.Launch, err = st.ready(ctx, c, p, a.Database, raising{namespace: a.To.Namespace, theirs: there, replace: a.Replace, others: sides.others, from: base,
 		workload: target, role: database.Candidate, copyID: c.Key + "/candidate"}); err != nil {
 		return err
 	}
@@ -240,15 +244,25 @@ func (st copyData) candidate(ctx context.Context, c step.Call, sides copying, a 
 	return sides.forget(ctx, s.Earlier)
 }
 
-// vacate stops a workload that still runs on the claims which are about to be bound anew.
-func (b base) vacate(ctx context.Context, c step.Call, p place, ref manifest.Ref, try int) error {
+// exists reports whether there is an object. Whoever may not look works with what was made for him.
+func exists(ctx context.Context, p place, ref manifest.Ref) (bool, error) {
 	get, err := optional[platform.Getter](p, "read live objects")
 	if err != nil {
-		return err
+		return false, err
 	}
-	if _, err := get.Get(ctx, ref); fault.Is(err, fault.NotFound) {
-		return nil
-	} else if err != nil {
+	_, err = get.Get(ctx, ref)
+	switch {
+	case fault.Is(err, fault.NotFound):
+		return false, nil
+	case err != nil && !fault.Is(err, fault.Denied):
+		return false, err
+	}
+	return true, nil
+}
+
+// vacate stops a workload that still runs on the claims which are about to be bound anew.
+func (b base) vacate(ctx context.Context, c step.Call, p place, ref manifest.Ref, try int) error {
+	if there, err := exists(ctx, p, ref); err != nil || !there {
 		return err
 	}
 	f, err := optional[platform.Fencer](p, "stop a workload")
@@ -309,12 +323,11 @@ func boundTo(ctx context.Context, p place, all []volume.Copy, claim volume.Place
 		}
 		holds = func(i volume.CopyInfo) bool { return slices.Contains(i.Dirs, dir) }
 	} else {
-		get, err := optional[platform.Getter](p, "read live objects")
-		if err != nil {
+		ref := manifest.Ref{Kind: "PersistentVolumeClaim", Namespace: claim.Namespace, Name: claim.Claim}
+		if there, err := exists(ctx, p, ref); err != nil {
 			return nil, err
-		}
-		if _, err := get.Get(ctx, manifest.Ref{Kind: "PersistentVolumeClaim", Namespace: claim.Namespace, Name: claim.Claim}); err != nil {
-			return nil, err
+		} else if !there {
+			return nil, fault.Newf(fault.NotFound, "there is no %s", ref)
 		}
 	}
 	var out []volume.Copy

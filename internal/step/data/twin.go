@@ -37,7 +37,11 @@ func (k cut) String() string {
 	if k.Level == volume.Application {
 		held = "writers held " + k.Held.String()
 	}
-	return fmt.Sprintf("%s, %s-consistent, by %s in %s, %s", size(k.Bytes), k.Level, k.Method, k.Took, held)
+	what := ""
+	if k.Bytes > 0 {
+		what = size(k.Bytes) + ", "
+	}
+	return fmt.Sprintf("%s%s-consistent, by %s in %s, %s", what, k.Level, k.Method, k.Took, held)
 }
 
 func size(bytes int64) string {
@@ -152,7 +156,7 @@ func running(ctx context.Context, p place, db plan.Database, namespace string) e
 type raising struct {
 	namespace string
 	replace   bool                // claims there that Sluice did not make are replaced
-	target    bool                // the namespace is the target's own, not one of Sluice's
+	theirs    bool                // the namespace was there before, and is not one of Sluice's
 	others    []platform.Endpoint // what it must not reach
 	from      volume.Copy
 	workload  workload
@@ -180,7 +184,7 @@ func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database,
 func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (database.Launch, error) {
 	var to []volume.Place
 	for _, claim := range r.workload.claims {
-		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.target, Replace: r.replace})
+		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.theirs, Replace: r.replace})
 	}
 	clone, err := p.volumes.Clone(ctx, r.copyID, c.Delivery, r.from, to)
 	if err != nil {
