@@ -39,8 +39,9 @@ const (
 
 // lab is both clusters. Each test has namespaces of its own in them.
 type lab struct {
-	platforms map[string]*kubernetes.Platform
-	name      string
+	platforms  map[string]*kubernetes.Platform
+	name       string
+	begin, end []func() // how what the test made is removed
 }
 
 func variables() map[string]string {
@@ -89,23 +90,44 @@ func (l *lab) namespace(t *testing.T, account, purpose string) string {
 	return name
 }
 
-// clean has a namespace be gone after the test, with the volumes and contents that belong to no namespace.
+// clean has a namespace be gone after the test, with the volumes and contents that belong to no namespace. All that were made
+// begin to go before the first is waited for.
 func (l *lab) clean(t *testing.T, account, namespace string) {
-	t.Cleanup(func() {
+	c := l.cluster(account)
+	with := func(what func(ctx context.Context, n object)) {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 		defer cancel()
-		c := l.cluster(account)
 		n, err := c.get(ctx, namespaces(), "", namespace)
-		if fault.Is(err, fault.NotFound) {
-			return
-		}
 		if err == nil {
-			err = c.delete(ctx, namespaces(), n)
-		}
-		if err != nil {
+			what(ctx, n)
+		} else if !fault.Is(err, fault.NotFound) {
 			t.Error(err)
 		}
+	}
+	l.begin = append(l.begin, func() {
+		with(func(ctx context.Context, _ object) {
+			if err := c.in(namespaces(), "").Delete(ctx, namespace, metav1.DeleteOptions{}); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	l.end = append(l.end, func() {
+		with(func(ctx context.Context, n object) {
+			if err := c.gone(ctx, namespaces(), n); err != nil {
+				t.Error(err)
+			}
+		})
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		defer cancel()
 		l.sweep(ctx, t, c, namespace)
+	})
+	if len(l.begin) > 1 {
+		return
+	}
+	t.Cleanup(func() {
+		for _, f := range append(l.begin, l.end...) {
+			f()
+		}
 	})
 }
 
@@ -116,7 +138,7 @@ func (l *lab) sweep(ctx context.Context, t *testing.T, c cluster, namespace stri
 		t.Error(err)
 	}
 	for _, v := range all {
-		if v.text("spec", "claimRef", "namespace") != namespace {
+		if v.text("spec", "claimRef", "namespace") != namespace || v.GetAnnotations()["pv.kubernetes.io/provisioned-by"] == "" {
 			continue
 		}
 		if _, err := c.release(ctx, v.GetName()); err != nil && !fault.Is(err, fault.NotFound) {
