@@ -250,7 +250,6 @@ func TestNeverReady(t *testing.T) {
 		storageClassName: %s, csi: {driver: cow.csi.sluice.dev, volumeHandle: none}, claimRef: {namespace: %s, name: data}}}`, l.name, class, n))
 	l.apply(t, prod, claims(), fmt.Sprintf(`{metadata: {name: data, namespace: %s}, spec: {storageClassName: %s, accessModes: [ReadWriteOnce], volumeName: %s,
 		resources: {requests: {storage: 32Mi}}}}`, n, class, l.name))
-	claim := object{}
 	claim, err := l.cluster(prod).get(t.Context(), claims(), n, "data")
 	if err != nil || quick.bind(t.Context(), l.cluster(prod), claim) != nil {
 		t.Fatal("the claim is not bound to the volume that was made for it")
