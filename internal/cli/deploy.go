@@ -214,6 +214,9 @@ func (a *app) begin(ctx context.Context, spec delivery.Spec, f startFlags) error
 		}
 		return err
 	}
+	if err := githubOutput("DEPLOYMENT_ID", spec.ID); err != nil {
+		fmt.Fprintln(a.errs, "warning:", err)
+	}
 	if !f.watch {
 		return a.show(map[string]string{"deploymentId": spec.ID}, func(w io.Writer) error {
 			_, err := fmt.Fprintf(w, "[%s] Deployment ID: %s\n[%s] Watch it: sluice deploy watch %s\n", stamp(), spec.ID, stamp(), spec.ID)

@@ -29,6 +29,9 @@ func (a *app) follow(ctx context.Context, client deliveries, id string) error {
 	case err != nil:
 		return err
 	}
+	if e := githubOutput("RUN_RESULT", word(v.last)); e != nil {
+		fmt.Fprintln(a.errs, "warning:", e)
+	}
 	if v.quiet {
 		err = a.show(map[string]string{"deploymentId": id, "status": word(v.last)}, nil)
 	} else {

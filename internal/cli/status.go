@@ -49,7 +49,8 @@ type stepStatus struct {
 	Deployment    *deployment      `json:"deployment,omitempty"`
 	Phase         delivery.Phase   `json:"phase"`
 	Verdict       delivery.Verdict `json:"verdict,omitempty"`
-	Message       string           `json:"message,omitempty"`
+	Message       string           `json:"message,omitempty"` // of its run
+	Undo          string           `json:"undo,omitempty"`    // of its undo
 	Evidence      any              `json:"evidence,omitempty"`
 	Started       time.Time        `json:"startedAtIso8601,omitzero"`
 	Ended         time.Time        `json:"completedAtIso8601,omitzero"`
@@ -118,7 +119,12 @@ func stepWord(n plan.Node, st delivery.NodeStatus) string {
 		return succeeded
 	case delivery.StepFailed, delivery.StepUndoFailed:
 		return failed
-	case delivery.StepCancelled, delivery.StepSkipped, delivery.StepUndone:
+	case delivery.StepUndone:
+		if st.Ran != nil && st.Ran.Phase == delivery.StepFailed {
+			return failed
+		}
+		return cancelled
+	case delivery.StepCancelled, delivery.StepSkipped:
 		return cancelled
 	default:
 		return notStarted
@@ -158,6 +164,9 @@ func statusOf(d store.Delivery) status {
 		st := d.Status.Nodes[n.Path]
 		e := stepStatus{Ref: n.Path, Status: stepWord(n, st), Type: n.Kind, Title: n.Title, DependsOn: n.After, Phase: st.Phase, Verdict: st.Verdict,
 			Message: st.Message, Started: st.Started, Ended: st.Ended}
+		if st.Ran != nil {
+			e.Message, e.Undo = st.Ran.Message, st.Message
+		}
 		if e.Phase == "" {
 			e.Phase = delivery.StepPending
 		}
@@ -216,7 +225,9 @@ func writeStatus(w io.Writer, d store.Delivery) error {
 		fmt.Fprintf(&b, "\n%s: %s\n", t.Name, t.Status)
 		for _, n := range d.Spec.Graph.Nodes {
 			if n.Target == t.Name {
-				fmt.Fprintln(&b, " ", stepLine(n, d.Status.Nodes[n.Path]))
+				for _, line := range stepLines(n, d.Status.Nodes[n.Path]) {
+					fmt.Fprintln(&b, " ", line)
+				}
 			}
 		}
 	}
@@ -236,6 +247,17 @@ func quoted(arg string) string {
 
 // oneLine takes the line breaks out of a message: the output of a program may be part of it.
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
+
+// stepLines tell how a step is doing; what was undone first says how it had ended.
+func stepLines(n plan.Node, st delivery.NodeStatus) []string {
+	if st.Ran == nil {
+		return []string{stepLine(n, st)}
+	}
+	ran := stepLine(n, delivery.NodeStatus{Phase: st.Ran.Phase, Message: st.Ran.Message})
+	n.Title = "undo: " + n.Title
+	st.Started = time.Time{} // its time is that of the run and of all that came between
+	return []string{ran, stepLine(n, st)}
+}
 
 func stepLine(n plan.Node, st delivery.NodeStatus) string {
 	line := fmt.Sprintf("%s %-40s", mark(st.Phase), n.Title)

@@ -178,3 +178,22 @@ func TestAgain(t *testing.T) {
 		t.Error("the earlier delivery was changed")
 	}
 }
+
+// TestUndone: a step that failed and was undone tells both, and stays one that failed.
+func TestUndone(t *testing.T) {
+	d := set(sample(), "staging/deploy/apply", delivery.NodeStatus{Phase: delivery.StepUndone, Message: "taken back",
+		Ran: &delivery.Ran{Phase: delivery.StepFailed, Message: "it broke"}})
+	var text bytes.Buffer
+	if err := writeStatus(&text, d); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"✖ apply 1 Service                          it broke\n", "↩ undo: apply 1 Service                    taken back\n"} {
+		if !strings.Contains(text.String(), line) {
+			t.Errorf("%q is not in\n%s", line, text.String())
+		}
+	}
+	s := statusOf(d).Steps[1]
+	if s.Status != failed || s.Message != "it broke" || s.Undo != "taken back" {
+		t.Errorf("%+v", s)
+	}
+}

@@ -149,7 +149,7 @@ func TestFailureScope(t *testing.T) {
 			pass p/deploy/judge -> undo p/deploy/w10
 			pass p/deploy/w10 -> undo p/deploy/start
 			pass p/deploy/start -> clean p/deploy/judge
-			clean -> p/deploy/judge, p/deploy/w10, p/deploy/start`, "Failed p=RolledBack", "p is back on the version before"},
+			clean -> p/deploy/judge, p/deploy/w10, p/deploy/start`, "Failed p=RolledBack", "what the delivery changed in p is taken back"},
 		{"deploy: the steps before it are not undone", oneTarget, `
 			start -> run s/before/1, run s/before/2
 			pass s/before/1 & pass s/before/2 -> run s/deploy/1
@@ -194,7 +194,7 @@ func TestFailureScope(t *testing.T) {
 			broken p/deploy/start ->
 			refused rollback p -> conflict
 			retry -> undo p/deploy/start
-			pass p/deploy/start -> clean p/deploy/start`, "Failed p=RolledBack", "is back on the version before"},
+			pass p/deploy/start -> clean p/deploy/start`, "Failed p=RolledBack", "is taken back"},
 		{"an undo that fails is acknowledged, and cannot be retried then", canary, `
 			start -> run p/deploy/start
 			pass p/deploy/start -> run p/deploy/w10
@@ -234,7 +234,7 @@ func TestFailureScope(t *testing.T) {
 			stay reason=x -> undo p/deploy/open
 			keep p/deploy/open db stays by ann -> undo p/deploy/db
 			pass p/deploy/db -> clean p/deploy/app
-			refused stay -> conflict`, "Failed p=Failed", "failed; db stays by ann; what else the delivery changed in p is back on the version before"},
+			refused stay -> conflict`, "Failed p=Failed", "failed; db stays by ann; what else the delivery changed in p is taken back"},
 		{"a person stays where the count before a restore fails, and its delivery has failed even where it was cancelled", fencedDB, `
 			start -> run p/deploy/db
 			pass p/deploy/db -> run p/deploy/open

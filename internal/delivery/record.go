@@ -87,6 +87,7 @@ type NodeStatus struct {
 	Phase    Phase             `json:"phase"`
 	Verdict  Verdict           `json:"verdict,omitempty"`
 	Message  string            `json:"message,omitempty"`
+	Ran      *Ran              `json:"ran,omitempty"`   // how it had ended, where it is or was undone since
 	Order    int               `json:"order,omitempty"` // it was the Order-th step to begin; 0 if it never did
 	Entry    int               `json:"entry,omitempty"` // how often it was entered
 	Attempt  int               `json:"attempt,omitempty"`
@@ -104,6 +105,12 @@ type NodeStatus struct {
 	Evidence json.RawMessage   `json:"evidence,omitempty"`
 	Started  time.Time         `json:"started,omitzero"`
 	Ended    time.Time         `json:"ended,omitzero"`
+}
+
+// Ran is how a step ended before it was undone.
+type Ran struct {
+	Phase   Phase  `json:"phase"`
+	Message string `json:"message,omitempty"`
 }
 
 // Kinds of observations.

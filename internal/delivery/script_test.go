@@ -97,6 +97,12 @@ func (m *machine) next(obs ...delivery.Observation) {
 	if frozen(m.t, again) != frozen(m.t, s) || !reflect.DeepEqual(acts, same) {
 		m.t.Fatalf("Next without observations is not idempotent:\n%s %v\n%s %v", frozen(m.t, s), acts, frozen(m.t, again), same)
 	}
+	for path, n := range read.Nodes {
+		undone := n.Phase == delivery.StepUndoing || n.Phase == delivery.StepUndone || n.Phase == delivery.StepUndoFailed
+		if undone != (n.Ran != nil) {
+			m.t.Fatalf("%s is %s, and how it had ended is %v", path, n.Phase, n.Ran)
+		}
+	}
 	m.s, m.acts = read, acts
 }
 

@@ -213,7 +213,7 @@ func (m *machine) undo() bool {
 			continue
 		}
 		st := m.s.Nodes[last]
-		st.Attempt = 0
+		st.Attempt, st.Ran = 0, &Ran{Phase: st.Phase, Message: st.Message}
 		st.enter(StepUndoing)
 		m.s.Nodes[last] = st
 		did = true
@@ -332,13 +332,13 @@ func (m *machine) reason() string {
 		kept := m.kept(t.Name)
 		switch {
 		case ts.Undo && ts.State == Failed && len(kept) > 0 && m.broken() == "":
-			parts = append(parts, fmt.Sprintf("%s; %s; what else the delivery changed in %s is back on the version before", ts.Reason, strings.Join(kept, "; "), t.Name))
+			parts = append(parts, fmt.Sprintf("%s; %s; what else the delivery changed in %s is taken back", ts.Reason, strings.Join(kept, "; "), t.Name))
 		case ts.State == RolledBack || ts.State == RollingBack:
-			verb := "is back on the version before"
+			verb := "is taken back"
 			if ts.State == RollingBack {
-				verb = "is going back to the version before"
+				verb = "is being taken back"
 			}
-			parts = append(parts, fmt.Sprintf("%s; %s %s", ts.Reason, t.Name, verb))
+			parts = append(parts, fmt.Sprintf("%s; what the delivery changed in %s %s", ts.Reason, t.Name, verb))
 		case ts.State == Cancelled:
 			parts = append(parts, t.Name+" was not deployed")
 		case ts.Failed == plan.Before:

@@ -85,7 +85,7 @@ manifests:
   - inline: |%s
 data: {databases: [{name: orders, engine: postgres, target: prod, workload: statefulset/postgres, connection: "%s"}]}
 `, postgresManifests(t, "postgres:17"), superuser))), "FAILED")
-	says(t, d.Reason, `image "postgres:17" is not mapped to one (add command:`, "back on the version before")
+	says(t, d.Reason, `image "postgres:17" is not mapped to one (add command:`, "is taken back")
 	now := p.state()
 	if now["started"] == p.before["started"] {
 		t.Error("the fence did not stop the database")

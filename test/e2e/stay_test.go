@@ -38,7 +38,7 @@ data: {databases: [{name: orders, engine: postgres, target: prod, workload: stat
 	p.must("deploy", "stay", id, "--reason", "40 orders are worth more than the old version")
 	d := p.ended(id, "FAILED")
 	says(t, d.Reason, "orders stays on the new version postgres:new, decided by ", `("40 orders are worth more than the old version")`, "1 committed transactions (exact, PostgreSQL's log from ", "which left 40 differing rows",
-		"what else the delivery changed in prod is back on the version before")
+		"what else the delivery changed in prod is taken back")
 	if d.target("prod") != "FAILED" {
 		t.Errorf("the target is %s\n%s", d.target("prod"), d)
 	}

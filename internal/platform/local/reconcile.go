@@ -278,13 +278,13 @@ func (n *node) routes() {
 				pods = append(pods, p)
 				if c, ok := n.state.Canaries[p.owner]; ok {
 					weight = c.Weight
-					if r.Object.GetAnnotations()["sluice.dev/track"] == string(platform.Preview) {
+					if isPreview(r.Object) {
 						weight = 100
 					}
 				}
 			}
 		}
-		s.route(pods, weight, n.state.Closed[k])
+		s.route(pods, weight, n.state.Closed[k], isPreview(r.Object))
 	}
 	for k, s := range n.services {
 		if _, ok := n.state.Objects[k]; !ok {
@@ -296,7 +296,11 @@ func (n *node) routes() {
 
 // previewOnly reports whether a preview Service must not show a pod: one of the stable version beside a new one.
 func previewOnly(service manifest.Object, p *pod) bool {
-	return service.GetAnnotations()["sluice.dev/track"] == string(platform.Preview) && p.where() != platform.Canary
+	return isPreview(service) && p.where() != platform.Canary
+}
+
+func isPreview(service manifest.Object) bool {
+	return service.GetAnnotations()["sluice.dev/track"] == string(platform.Preview)
 }
 
 // present tells what the platform says of one object.

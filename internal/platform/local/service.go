@@ -75,17 +75,18 @@ type service struct {
 	log       *slog.Logger
 	listeners map[int]net.Listener // by the port that is listened on
 
-	mu     sync.Mutex
-	ports  []servicePort
-	change *sync.Cond
-	closed bool
-	gone   bool
-	pods   []*pod
-	weight int // of the canary
-	credit int // of the smooth choice between the tracks
-	next   map[platform.Track]int
-	conns  map[net.Conn]bool
-	web    map[net.Listener]*http.Server // carries what is HTTP on a listener
+	mu      sync.Mutex
+	ports   []servicePort
+	change  *sync.Cond
+	closed  bool
+	gone    bool
+	preview bool // only a new version beside the stable one is shown
+	pods    []*pod
+	weight  int // of the canary
+	credit  int // of the smooth choice between the tracks
+	next    map[platform.Track]int
+	conns   map[net.Conn]bool
+	web     map[net.Listener]*http.Server // carries what is HTTP on a listener
 }
 
 func newService(o manifest.Object, address string, c *counters, log *slog.Logger) (*service, error) {
@@ -178,9 +179,9 @@ func (s *service) stop() {
 }
 
 // route says which pods a Service has, which share the canary gets, and whether connections are held.
-func (s *service) route(pods []*pod, weight int, closed bool) {
+func (s *service) route(pods []*pod, weight int, closed, preview bool) {
 	s.mu.Lock()
-	s.pods, s.weight, s.closed = pods, weight, closed
+	s.pods, s.weight, s.closed, s.preview = pods, weight, closed, preview
 	s.mu.Unlock()
 	s.change.Broadcast()
 }
@@ -309,7 +310,8 @@ func (s *service) choose(ctx context.Context, not map[*pod]bool) (*pod, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if s.gone {
+		// A preview without a new version has nothing that could come; everybody else's pods are about to be ready.
+		if s.gone || s.preview && len(s.pods) == 0 {
 			return nil, errNoPod
 		}
 		if time.Since(waited) >= patience {

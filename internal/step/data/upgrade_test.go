@@ -282,7 +282,7 @@ func TestRestoreStays(t *testing.T) {
 		t.Errorf("%s, production %s\n%s", d.Status.State, d.Status.Targets["production"].State, steps(d))
 	}
 	for _, want := range []string{"rolled back by ann", `orders stays on the new version mongo:locking, decided by dba ("25 orders are worth it")`, "25 differing rows",
-		"what else the delivery changed in production is back on the version before"} {
+		"what else the delivery changed in production is taken back"} {
 		if !strings.Contains(d.Status.Reason, want) {
 			t.Errorf("the reason does not say %q: %s", want, d.Status.Reason)
 		}
