@@ -39,6 +39,8 @@ generate: ## the definitions and deep copies of api/v1alpha1, and the plain YAML
 	@cd tools/generate && $(GO) build -o $(BIN)/controller-gen sigs.k8s.io/controller-tools/cmd/controller-gen
 	$(BIN)/controller-gen object crd paths=./api/v1alpha1 output:crd:dir=config/crd output:object:dir=api/v1alpha1
 	@cp config/crd/*.yaml charts/sluice/crds/
+	@cd tools/helm && $(GO) build -trimpath -o $(BIN)/helm helm.sh/helm/v4/cmd/helm
+	@charts/generate config $(BIN)/helm
 
 .PHONY: generate
 

@@ -116,7 +116,7 @@ type lab struct {
 
 func newLab(t *testing.T) lab {
 	t.Helper()
-	name := fmt.Sprintf("sluice-%s-%d", strings.ToLower(t.Name()[4:12]), time.Now().UnixNano()%1e10)
+	name := fmt.Sprintf("sluice-%s-%d", strings.ToLower((t.Name() + "xxxx")[4:9]), time.Now().UnixNano()%1e10)
 	l := lab{deliveries: name, app: name + "-app"}
 	for _, ns := range []string{l.deliveries, l.app} {
 		if out, err := kubectl("create", "namespace", ns); err != nil {

@@ -74,7 +74,8 @@ func (r *Remote) Start(ctx context.Context, spec delivery.Spec) error {
 		if by := d.Status.BlockedBy; by != "" && d.Status.Done {
 			return true, &store.ErrRunning{ID: by, Application: spec.Application}
 		}
-		if d.Status.Done && d.Status.Phase == string(delivery.Failed) {
+		// The first status of a delivery that is refused is its last.
+		if d.Status.Done && d.Status.Revision == 1 && d.Status.Phase == string(delivery.Failed) {
 			return true, fault.Newf(fault.Invalid, "delivery %s is refused: %s", d.Name, d.Status.Reason)
 		}
 		return admitted, nil

@@ -1,0 +1,135 @@
+//go:build e2e
+
+package controller_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/store"
+)
+
+// helm builds the program helm in the version that tools pins.
+func helm(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "helm")
+	build := exec.Command("go", "build", "-trimpath", "-o", path, "helm.sh/helm/v4/cmd/helm")
+	build.Dir = "../../tools/helm"
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("helm cannot be built: %v\n%s", err, out)
+	}
+	return path
+}
+
+// TestPlainYAML holds the plain YAML to the chart: make generate writes it anew.
+func TestPlainYAML(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("../../charts/generate", dir, helm(t)).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, name := range []string{"cluster-wide.yaml", "namespaced.yaml"} {
+		want, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join("../../config", name))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("config/%s is not what the chart gives (%v): make generate", name, err)
+		}
+	}
+}
+
+// TestChart installs the chart for one namespace, delivers a canary with it while the leader's pod is killed, and finds the
+// controller's privileges enough for that and too small for another namespace. The node must have the image sluice:dev.
+func TestChart(t *testing.T) {
+	l := newLab(t)
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command(args[0], append(args[1:], "--kubeconfig", os.Getenv("LAB_KUBECONFIG"), "--namespace", l.deliveries)...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	program := helm(t)
+	run(program, "install", "ctl", "../../charts/sluice", "--wait", "--timeout", "2m", "--set", "clusterWide=false", "--set", "targetNamespaces={"+l.app+"}",
+		"--set", "config.accounts.lab.kind=kubernetes", "--set", "lease.duration=3s", "--set", "lease.renewDeadline=2s", "--set", "lease.retryPeriod=500ms")
+	t.Cleanup(func() { run(program, "uninstall", "ctl", "--wait") })
+	for _, bad := range []string{"replicas=0", "lease.duration=soon", "image.tga=x"} {
+		out, err := exec.Command(program, "template", "../../charts/sluice", "--set", bad).CombinedOutput()
+		if err == nil {
+			t.Errorf("the chart takes %s:\n%.300s", bad, out)
+		}
+	}
+	l.begin(t, "first", "1")
+	l.ends(t, "first")
+	l.begin(t, "second", "2")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	waits := context.Canceled // ends the watch
+	within, enough := context.WithCancelCause(ctx)
+	_ = l.remote.Watch(within, "second", func(d store.Delivery) {
+		if d.Status.Nodes["prod/deploy/half"].Phase == delivery.StepRunning || d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting {
+			enough(waits)
+		}
+	})
+	holder, err := kubectl("-n", l.deliveries, "get", "lease", "sluice-controller", "-o", "jsonpath={.spec.holderIdentity}")
+	if err != nil {
+		t.Fatal(holder)
+	}
+	pod := holder[:strings.LastIndex(holder, "-")]
+	if out, err := kubectl("-n", l.deliveries, "delete", "pod", pod, "--force", "--grace-period=0"); err != nil {
+		t.Fatal(out)
+	}
+	l.ends(t, "second")
+	after, err := kubectl("-n", l.deliveries, "get", "lease", "sluice-controller", "-o", "jsonpath={.spec.holderIdentity}")
+	if err != nil || after == holder {
+		t.Errorf("the leader is still %s (%v)", after, err)
+	}
+	reasons, err := kubectl("-n", l.deliveries, "get", "events", "-o", "jsonpath={.items[*].reason}")
+	if err != nil || !strings.Contains(reasons, "Succeeded") {
+		t.Errorf("the Events tell %s (%v)", reasons, err)
+	}
+	l.forbidden(t)
+	// Another namespace is not one of its targets.
+	elsewhere := l
+	elsewhere.app = "default"
+	elsewhere.begin(t, "elsewhere", "1")
+	last := elsewhere.last(t, "elsewhere")
+	if why := last.Status.Nodes["prod/deploy/apply"].Message; last.Status.State != delivery.Failed || !strings.Contains(why, "forbidden") {
+		t.Errorf("a delivery to another namespace ended %s: %s; %s", last.Status.State, last.Status.Reason, why)
+	}
+}
+
+// last waits until a delivery has ended, however that is.
+func (l lab) last(t *testing.T, id string) store.Delivery {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var last store.Delivery
+	if err := l.remote.Watch(ctx, id, func(d store.Delivery) { last = d }); err != nil {
+		t.Fatalf("%v; %+v", err, last.Status)
+	}
+	return last
+}
+
+// forbidden tries what the admission policy keeps from everybody: to decide in the name of another, and to call back.
+func (l lab) forbidden(t *testing.T) {
+	t.Helper()
+	for _, spec := range []string{`{delivery: second, type: approve, by: somebody}`, `{delivery: second, type: callback, by: admin}`, `{delivery: second, type: approve}`} {
+		cmd := exec.Command("kubectl", "--kubeconfig", os.Getenv("LAB_KUBECONFIG"), "create", "-f", "-")
+		cmd.Stdin = strings.NewReader("apiVersion: sluice.dev/v1alpha1\nkind: DeliveryAction\nmetadata: {name: forged, namespace: " + l.deliveries + "}\nspec: " + spec)
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "ValidatingAdmissionPolicy") {
+			t.Errorf("%s: %s", spec, out)
+		}
+	}
+	out, err := kubectl("-n", l.deliveries, "patch", "delivery", "second", "--type=merge", "-p", `{"spec":{"by":"somebody"}}`)
+	if err == nil || !strings.Contains(out, "never changes") {
+		t.Errorf("the specification of a delivery can be changed: %s", out)
+	}
+}
