@@ -43,8 +43,8 @@ type Options struct {
 	Listen string // host:port for health, metrics and callbacks
 	URL    string // what callback URLs begin with
 	Roles  func(user string) []string
-	// Steps makes the steps that this program can do. What is guarded sends nothing once this process no longer leads.
-	Steps func(callback func(key string) string, guard Guard) map[string]step.Step
+	// Steps makes the steps that this program can do, and the locks of what they change. What is guarded sends nothing once this process no longer leads.
+	Steps func(callback func(key string) string, guard Guard) (map[string]step.Step, engine.Locks)
 	// Beside, where it is set, runs beside the engine while this process leads.
 	Beside func(context.Context, store.Lister)
 	Log    *slog.Logger
@@ -94,7 +94,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	front := server.NewFront(key, o.URL)
 	counted := front.Counted(c.store)
-	c.engine = engine.New(engine.Options{Store: counted, Steps: o.Steps(front.Callback, Guard{c.leader.Guard, c.leader.Conn}), Log: o.Log})
+	steps, locks := o.Steps(front.Callback, Guard{c.leader.Guard, c.leader.Conn})
+	c.engine = engine.New(engine.Options{Store: counted, Steps: steps, Locks: locks, Log: o.Log})
 	return c.serve(ctx, listener, front.Handler(carrier{c}, c.ready), counted)
 }
 

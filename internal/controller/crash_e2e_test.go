@@ -338,6 +338,65 @@ func TestStandbyTakesOver(t *testing.T) {
 	l.ends(t, "b")
 }
 
+// TestLocked finds the application locked in its namespace while it is delivered, and the controller waiting while somebody
+// else has it.
+func TestLocked(t *testing.T) {
+	l := newLab(t)
+	l.start(t, "first", 0, false)
+	l.begin(t, "a", "1")
+	l.ends(t, "a")
+	p, err := kubernetes.Connect(kubernetes.Config{Account: "lab", Kubeconfig: os.Getenv("LAB_KUBECONFIG")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock := func(want string) {
+		t.Helper()
+		if other, err := p.Lock(t.Context(), l.app, "web", "elsewhere", time.Minute); err != nil || other != want {
+			t.Errorf("the application is locked by %q, want %q (%v)", other, want, err)
+		}
+	}
+	l.begin(t, "b", "2")
+	l.reaches(t, "b", func(d store.Delivery) bool { return d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting })
+	lock("b")
+	l.ends(t, "b")
+	l.gone(t, "b")
+	lock("")
+	l.begin(t, "c", "3")
+	l.reaches(t, "c", func(d store.Delivery) bool { return d.Status.Nodes["prod/deploy/start"].Phase == delivery.StepRunning })
+	if left, err := kubectl("-n", l.app, "get", "deployments", "-o", "jsonpath={.items[*].metadata.name}"); err != nil || left != "web" {
+		t.Errorf("something was changed without the lock: %s", left)
+	}
+	if err := p.Unlock(t.Context(), l.app, "web", "elsewhere"); err != nil {
+		t.Fatal(err)
+	}
+	l.ends(t, "c")
+}
+
+// reaches waits until a delivery is as it should be.
+func (l lab) reaches(t *testing.T, id string, is func(store.Delivery) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	reached := false
+	err := l.remote.Watch(ctx, id, func(d store.Delivery) {
+		if is(d) {
+			reached = true
+			cancel()
+		}
+	})
+	if !reached {
+		t.Fatalf("delivery %s does not come there: %v", id, err)
+	}
+}
+
+// gone waits until the lock of the application is given back.
+func (l lab) gone(t *testing.T, id string) {
+	t.Helper()
+	if out, err := kubectl("-n", l.app, "wait", "--for=delete", "leases", "--all", "--timeout=30s"); err != nil {
+		t.Fatalf("delivery %s keeps its lock: %s", id, out)
+	}
+}
+
 // TestStoppedLeaderDoesNothing stops a leader between a status write and what it was to do next, for longer than two lease
 // periods. When it goes on it ends, and sends nothing but reads.
 func TestStoppedLeaderDoesNothing(t *testing.T) {

@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -55,6 +56,7 @@ type Options struct {
 	Clock    Clock
 	Log      *slog.Logger
 	Progress func(Progress) // must not block; nil shows nothing
+	Locks    Locks          // nil: nobody else delivers to the same places
 }
 
 // Engine carries out the deliveries of one store. Only one may run per store.
@@ -90,7 +92,16 @@ func (e *Engine) Start(ctx context.Context, spec delivery.Spec) error {
 			return fmt.Errorf("step %s: %w", n.Path, err)
 		}
 	}
+	if e.o.Locks != nil && !spec.EnqueueOne {
+		// Whoever starts it is told at once.
+		if _, err := e.o.Locks.Take(ctx, spec); err != nil {
+			return err
+		}
+	}
 	_, err := e.o.Store.Create(ctx, spec)
+	if _, running := errors.AsType[*store.ErrRunning](err); running && e.o.Locks != nil && !spec.EnqueueOne {
+		err = errors.Join(err, e.o.Locks.Release(ctx, spec))
+	}
 	return err
 }
 

@@ -24,6 +24,8 @@ type worker struct {
 	running map[string]*entry
 	status  delivery.Status
 	rev     store.Revision
+	lock    time.Time     // when the lock is to be taken again
+	held    bool          // the lock is the delivery's
 	gone    chan struct{} // closed when the worker has ended
 }
 
@@ -58,9 +60,14 @@ func (w *worker) run(ctx context.Context) error {
 		}
 		kept = nil
 		if w.status.Done {
+			w.unlock(ctx, spec)
 			return nil
 		}
-		if obs = w.perform(ctx, spec, actions); len(obs) > 0 {
+		obs = nil
+		if w.locked(ctx, spec) {
+			obs = w.perform(ctx, spec, actions)
+		}
+		if len(obs) > 0 {
 			continue
 		}
 		timer, stop := w.timer()
@@ -86,6 +93,9 @@ func (w *worker) run(ctx context.Context) error {
 
 func (w *worker) timer() (<-chan time.Time, func()) {
 	at := w.status.Wake()
+	if !w.lock.IsZero() && (at.IsZero() || w.lock.Before(at)) {
+		at = w.lock
+	}
 	if at.IsZero() {
 		return nil, func() {}
 	}

@@ -217,3 +217,12 @@ type Endpoint struct {
 	Address string // ip:port
 	UID     string
 }
+
+// Locker is a Platform that others deliver to as well, by engines that do not know of each other.
+type Locker interface {
+	// Lock makes an application of a namespace be the holder's for a while; the holder may take it again before that is over.
+	// It returns who has it, "" where that is the holder now.
+	Lock(ctx context.Context, namespace, application, holder string, within time.Duration) (other string, err error)
+	// Unlock gives it back. What is not the holder's stays as it is.
+	Unlock(ctx context.Context, namespace, application, holder string) error
+}

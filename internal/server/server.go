@@ -44,6 +44,7 @@ type Work struct {
 		store.Journaler
 	}
 	Steps map[string]step.Step
+	Locks engine.Locks // nil: nobody else delivers to the same places
 }
 
 // Server owns a data directory from Open to Close.
@@ -175,7 +176,7 @@ func (s *Server) Run(ctx context.Context, w Work) error {
 	}()
 	w.Store = s.front.metrics.counted(w.Store)
 	s.work = w
-	s.engine = engine.New(engine.Options{Store: w.Store, Steps: w.Steps, Log: s.o.Log, Progress: s.lines.publish})
+	s.engine = engine.New(engine.Options{Store: w.Store, Steps: w.Steps, Locks: w.Locks, Log: s.o.Log, Progress: s.lines.publish})
 	failed := make(chan error, 3)
 	servers := s.serve(failed)
 	s.o.Log.Info("the server carries deliveries", "pid", os.Getpid(), "url", s.url, "data", s.o.Dir)

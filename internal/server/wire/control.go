@@ -7,6 +7,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/sluice-cd/sluice/internal/controller"
+	"github.com/sluice-cd/sluice/internal/engine"
 	"github.com/sluice-cd/sluice/internal/step"
 	"github.com/sluice-cd/sluice/internal/store"
 )
@@ -30,10 +31,11 @@ func Control(ctx context.Context, o ControlOptions) error {
 		Credentials: o.Credentials, Namespace: o.Namespace, Identity: o.Identity, Duration: o.Duration, Deadline: o.Deadline, Retry: o.Retry,
 		Listen: o.Listen, URL: o.URL, Log: o.Log,
 		Roles: func(user string) []string { return o.Config.Current().RolesOf(user) },
-		Steps: func(callback func(string) string, guard controller.Guard) map[string]step.Step {
+		Steps: func(callback func(string) string, guard controller.Guard) (map[string]step.Step, engine.Locks) {
 			o.Guard = &guard
-			ports = newAccounts(ctx, o.Options).ports(callback)
-			return Steps(ports, o.Dir)
+			a := newAccounts(ctx, o.Options)
+			ports = a.ports(callback)
+			return Steps(ports, o.Dir), locks{a, o.Log}
 		},
 		Beside: func(ctx context.Context, st store.Lister) { expire(ctx, st, ports, o.Log) },
 	})

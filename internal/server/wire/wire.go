@@ -68,7 +68,7 @@ func Serve(ctx context.Context, o Options) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { expire(ctx, st, ports, o.Log) })
-	return srv.Run(ctx, server.Work{Store: st, Steps: Steps(ports, o.Dir)})
+	return srv.Run(ctx, server.Work{Store: st, Steps: Steps(ports, o.Dir), Locks: locks{a, o.Log}})
 }
 
 // private makes what holds deliveries and rows of data be readable by its owner only, whatever the umask is. SQLite gives
