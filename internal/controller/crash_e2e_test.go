@@ -356,7 +356,9 @@ func TestLocked(t *testing.T) {
 		}
 	}
 	l.begin(t, "b", "2")
-	l.reaches(t, "b", func(d store.Delivery) bool { return d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting })
+	l.reaches(t, "b", func(d store.Delivery) bool {
+		return d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting
+	})
 	lock("b")
 	l.ends(t, "b")
 	l.gone(t, "b")
@@ -437,7 +439,7 @@ func TestStoppedLeaderDoesNothing(t *testing.T) {
 			if err := stopped.Wait(); err == nil {
 				t.Error("a controller that lost its Lease ended as if all was well")
 			}
-			for _, e := range audited(t, audit, resumed) {
+			for _, e := range audited(t, audit, resumed, "successor") {
 				read := e.Verb == "get" || e.Verb == "list" || e.Verb == "watch"
 				if e.UserAgent == "stopped" && !read {
 					t.Errorf("the stopped leader sent %s %s", e.Verb, e.RequestURI)
@@ -458,9 +460,9 @@ type auditEvent struct {
 	At         time.Time `json:"requestReceivedTimestamp"`
 }
 
-// audited returns the requests that the API server has received since an instant, as soon as there are some: the successor
-// renews its Lease all the time.
-func audited(t *testing.T, path string, since time.Time) []auditEvent {
+// audited returns the requests that the API server has received since an instant, as soon as there are some of a controller
+// that leads: it renews its Lease all the time.
+func audited(t *testing.T, path string, since time.Time, leader string) []auditEvent {
 	t.Helper()
 	for over := time.Now().Add(time.Minute); time.Now().Before(over); time.Sleep(200 * time.Millisecond) {
 		body, err := os.ReadFile(path)
@@ -473,13 +475,13 @@ func audited(t *testing.T, path string, since time.Time) []auditEvent {
 			var e auditEvent
 			if json.Unmarshal([]byte(line), &e) == nil && e.At.After(since) {
 				out = append(out, e)
-				renewed = renewed || e.UserAgent == "successor" && e.At.After(since.Add(time.Second))
+				renewed = renewed || e.UserAgent == leader && e.At.After(since.Add(time.Second))
 			}
 		}
 		if renewed {
 			return out
 		}
 	}
-	t.Fatal("the audit log tells nothing of the successor")
+	t.Fatalf("the audit log tells nothing of %s", leader)
 	return nil
 }
