@@ -55,7 +55,7 @@ func (a *app) compile(get fetcher, f startFlags, id string) (delivery.Spec, *mat
 	if err := m.err(name); err != nil {
 		return delivery.Spec{}, nil, err
 	}
-	graph, err := plan.Compile(plan.Input{File: file, Delivery: id, Objects: m.objects, Jobs: m.jobs, Context: f.context, Account: f.account, Targets: f.targets})
+	graph, err := plan.Compile(plan.Input{File: file, Delivery: id, Objects: m.objects, Jobs: m.jobs, Context: f.context, Account: f.account, Targets: f.targets, Force: f.force})
 	if err != nil {
 		return delivery.Spec{}, nil, fmt.Errorf("%s: %w", name, err)
 	}

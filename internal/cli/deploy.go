@@ -125,6 +125,7 @@ type startFlags struct {
 	targets     []string
 	context     map[string]string
 	account     string
+	force       bool
 	watch       bool
 	timeout     time.Duration
 }
@@ -136,6 +137,7 @@ func (f *startFlags) bind(c *cobra.Command) {
 	c.Flags().StringSliceVar(&f.targets, "targetFilters", nil, "as --target-filters")
 	c.Flags().StringToStringVar(&f.context, "add-context", nil, "`key=value` pairs for context.*, stronger than the file's")
 	c.Flags().StringVar(&f.account, "account", "", "`account` in place of every target's")
+	c.Flags().BoolVar(&f.force, "force-conflicts", false, "take over fields that other managers of a cluster's objects hold")
 	_ = c.Flags().MarkHidden("targetFilters")
 }
 
@@ -249,7 +251,7 @@ func (a *app) redeploy() *cobra.Command {
 
 // beginAgain starts a delivery with the plan of an earlier one. What would change the plan is refused.
 func (a *app) beginAgain(ctx context.Context, f startFlags) error {
-	if f.application != "" || f.account != "" || len(f.targets) > 0 || len(f.context) > 0 {
+	if f.application != "" || f.account != "" || f.force || len(f.targets) > 0 || len(f.context) > 0 {
 		return &exit{exitUnable, errors.New("a delivery is run again as it was: give the deploy file with -f to change what is delivered")}
 	}
 	client, err := a.connect(ctx)

@@ -28,6 +28,7 @@ type Input struct {
 	Context map[string]string // --add-context: stronger than the file's and the steps' own
 	Account string            // --account: in place of every target's
 	Targets []string          // --target-filters: these only, all with none
+	Force   bool              // --force-conflicts: fields that others hold are taken over
 }
 
 // Compile makes the graph. Its nodes are in an order in which they could run one after another.

@@ -44,11 +44,31 @@ func (b *targetPlan) deploy(after []string) ([]string, error) {
 	if len(deployments) == 0 || !ok {
 		return b.apply("apply", slices.Concat(others, deployments, jobs), after)
 	}
-	after, err := b.apply("apply", slices.Concat(others, jobs), after)
+	settings, err := settingsOf(deployments, slices.Concat(others, jobs))
 	if err != nil {
 		return nil, err
 	}
-	return b.shift(strategy, deployments, after)
+	after, err = b.apply("apply", slices.Concat(without(others, settings), jobs), after)
+	if err != nil {
+		return nil, err
+	}
+	return b.shift(strategy, deployments, settings, after)
+}
+
+// settingsOf returns the ConfigMaps and Secrets among the others that the pods of the Deployments name and no other pods do:
+// what others need, too, must be there before them.
+func settingsOf(deployments, others []manifest.Object) ([]manifest.Object, error) {
+	if slices.ContainsFunc(others, func(o manifest.Object) bool {
+		return slices.Contains([]string{"DaemonSet", "CronJob", "ReplicaSet", "Pod"}, o.GetKind())
+	}) {
+		return nil, nil // whose pods are not looked into, so that any of them may need any of the settings
+	}
+	named, err := mounted(deployments, others)
+	if err != nil {
+		return nil, err
+	}
+	needed, err := mounted(others, others)
+	return without(named, needed), err
 }
 
 func (b *targetPlan) strategy() (deployfile.Strategy, bool) {
@@ -98,12 +118,11 @@ func (b *targetPlan) split(db Database) ([]manifest.Object, error) {
 	return own, nil
 }
 
-// mounted returns those of the objects that the pods of the Jobs name: a migration behind the fence needs them where it runs.
-// They stay among the others, too, since the database's part is left out where the database does not change.
-func mounted(jobs, objects []manifest.Object) ([]manifest.Object, error) {
+// mounted returns those of the objects that the pods of some workloads name.
+func mounted(workloads, objects []manifest.Object) ([]manifest.Object, error) {
 	var refs []manifest.Ref
-	for _, j := range jobs {
-		template, _, err := j.PodTemplate()
+	for _, w := range workloads {
+		template, _, err := w.PodTemplate()
 		if err != nil {
 			return nil, err
 		}
@@ -209,6 +228,8 @@ func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Objec
 	}
 	rest = without(rest, own)
 	jobs, rest := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Job" })
+	// A migration behind the fence needs them where it runs. They stay among the others, too, since the database's part is left
+	// out where the database does not change.
 	configs, err := mounted(jobs, rest)
 	if err != nil {
 		return nil, nil, err
@@ -253,7 +274,7 @@ func (b *targetPlan) timeout() time.Duration {
 }
 
 func (b *targetPlan) applyArgs(objects []manifest.Object) ApplyArgs {
-	a := ApplyArgs{Account: b.site.Account, Namespace: b.site.Namespace, Timeout: b.timeout()}
+	a := ApplyArgs{Account: b.site.Account, Namespace: b.site.Namespace, Timeout: b.timeout(), Force: b.c.in.Force}
 	w := b.where()
 	a.Annotate = map[string]string{"deploy.armory.io/application": w.Application, "deploy.armory.io/deployment-id": b.c.in.Delivery,
 		"deploy.armory.io/environment": w.Target}
@@ -286,7 +307,7 @@ func summary(objects []manifest.Object) string {
 }
 
 // shift brings the new version of the Deployments up beside the old one and moves the traffic as the strategy says.
-func (b *targetPlan) shift(s deployfile.Strategy, deployments []manifest.Object, after []string) ([]string, error) {
+func (b *targetPlan) shift(s deployfile.Strategy, deployments, settings []manifest.Object, after []string) ([]string, error) {
 	w := WeightArgs{Account: b.site.Account, Namespace: b.site.Namespace, Timeout: b.timeout()}
 	for _, d := range deployments {
 		w.Deployments = append(w.Deployments, manifest.Ref{Kind: "Deployment", Namespace: b.site.Namespace, Name: d.GetName()})
@@ -295,7 +316,9 @@ func (b *targetPlan) shift(s deployfile.Strategy, deployments []manifest.Object,
 		p, err := b.add(Deploy, "deploy/"+name, title, kind, args, after)
 		return []string{p}, err
 	}
-	after, err := node("start", "start the new version beside the old one", KindStartCanary, b.applyArgs(deployments), after)
+	args := b.applyArgs(deployments)
+	args.Settings = settings
+	after, err := node("start", "start the new version beside the old one", KindStartCanary, args, after)
 	if err != nil {
 		return nil, err
 	}

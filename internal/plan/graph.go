@@ -189,9 +189,11 @@ type ApplyArgs struct {
 	Account   string            `json:"account"`
 	Namespace string            `json:"namespace"`
 	Objects   []manifest.Object `json:"objects"`
+	Settings  []manifest.Object `json:"settings,omitempty"` // of KindStartCanary: what the Deployments alone name and the old version must not see changed
 	Timeout   time.Duration     `json:"timeout"`
 	Annotate  map[string]string `json:"annotate,omitempty"`
 	Env       map[string]string `json:"env,omitempty"`
+	Force     bool              `json:"force,omitempty"` // fields that others hold are taken over
 }
 
 // WeightArgs of KindSetWeight, KindPromote and KindRedirect.
@@ -264,6 +266,7 @@ type MembersArgs struct {
 	Roll     int             `json:"roll,omitempty"` // how many of them have the new version afterwards
 	Last     bool            `json:"last,omitempty"` // all of them, and the workload is as the manifest says
 	Timeout  time.Duration   `json:"timeout"`        // for each member
+	Force    bool            `json:"force,omitempty"`
 }
 
 // Contract is what a change is expected to change. Only exclusions are built: "database.schema.table" or

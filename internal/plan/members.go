@@ -44,7 +44,7 @@ func (b *targetPlan) memberByMember(d deployfile.Database, db Database, n int, r
 		return nil, nil, err
 	}
 	prefix := "deploy/" + d.Name
-	a := MembersArgs{Database: db, Workload: workload[0], Group: b.t.Name + "/" + prefix, Members: n, Timeout: b.timeout()}
+	a := MembersArgs{Database: db, Workload: workload[0], Group: b.t.Name + "/" + prefix, Members: n, Timeout: b.timeout(), Force: b.c.in.Force}
 	node := func(name, title, kind string) error {
 		path, err := b.add(Deploy, prefix+"/"+name, title, kind, a, after)
 		after = []string{path}

@@ -114,3 +114,35 @@ func TestTrafficWithoutEffect(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestSettingsOfACanary: what the Deployments alone name is kept for their canary; what others need, too, is applied before.
+func TestSettingsOfACanary(t *testing.T) {
+	const objects = `
+{apiVersion: v1, kind: ConfigMap, metadata: {name: own}}
+---
+{apiVersion: v1, kind: Secret, metadata: {name: shared}}
+---
+{apiVersion: v1, kind: ConfigMap, metadata: {name: nobodys}}
+---
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, image: web:2, envFrom: [{configMapRef: {name: own}}, {secretRef: {name: shared}}]}]}}}}
+---
+{apiVersion: batch/v1, kind: Job, metadata: {name: j}, spec: {template: {spec: {containers: [{name: c, image: j:1, envFrom: [{secretRef: {name: shared}}]}]}}}}
+`
+	const file = "application: shop\nmanifests: [{path: m}]\nstrategies: {s: {canary: {steps: [{setWeight: {weight: 25}}]}}}\ntargets: {p: {account: l, namespace: n, strategy: s}}\n"
+	in := input(t, file, objects)
+	in.Force = true
+	g := compile(t, in)
+	first, start := args[ApplyArgs](t, g, "p/deploy/apply"), args[ApplyArgs](t, g, "p/deploy/start")
+	if got := refsOf(start.Settings); got != "ConfigMap/own" {
+		t.Errorf("kept for the canary: %s", got)
+	}
+	if got := refsOf(first.Objects); got != "Secret/shared ConfigMap/nobodys Job/j" && got != "ConfigMap/nobodys Secret/shared Job/j" {
+		t.Errorf("applied before: %s", got)
+	}
+	if !first.Force || !start.Force {
+		t.Error("--force-conflicts is lost")
+	}
+	if g = compile(t, input(t, file, objects+"---\n{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: d}}\n")); len(args[ApplyArgs](t, g, "p/deploy/start").Settings) != 0 {
+		t.Error("a DaemonSet may need the settings, too")
+	}
+}

@@ -38,6 +38,7 @@ type Options struct {
 	Env        map[string]string // added to the containers
 	Claims     map[string]string // claim name → volume name: bind these claims to existing volumes before the workload starts
 	Quarantine *Quarantine       // a twin: how its pods differ from production's
+	Force      bool              // take over what others hold: otherwise it is an error of kind Conflict
 }
 
 // Quarantine keeps a twin from acting as production.
@@ -90,6 +91,13 @@ type Shifter interface {
 	Abort(ctx context.Context, key string, refs []manifest.Ref) error
 }
 
+// Separator is a Shifter that keeps changed settings from the stable version until the promotion.
+type Separator interface {
+	// StartCanaryWith is StartCanary with ConfigMaps and Secrets that the Deployments name. Those that are there and will change
+	// stay as they are until Promote; the canary gets copies of the new ones.
+	StartCanaryWith(ctx context.Context, key string, objects, settings []manifest.Object, o Options) ([]Change, error)
+}
+
 // Roller is a Platform that can give a StatefulSet its new version one member after another, the last ordinal first. Until an
 // ordinal's turn has come its pod comes back in the old version, whatever ends it.
 type Roller interface {
@@ -122,6 +130,12 @@ type Member struct {
 	ID      string // of the present pod; "" where there is none
 	Ready   bool
 	Present bool // it is of the version that pods are made of now, for its ordinal's turn or not
+}
+
+// Keeper is a Platform on which others write, too: it can tell whether what was applied still stands.
+type Keeper interface {
+	// Kept returns an error of kind Conflict that names who has undone which of the changes.
+	Kept(ctx context.Context, changes []Change) error
 }
 
 // Fencer is a Platform that can keep everybody from writing to a workload.

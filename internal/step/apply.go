@@ -20,22 +20,30 @@ type applied struct {
 
 // change has the platform change objects, with a record before and after. What the platform refuses for good is returned
 // apart from what may work later.
-func change(ctx context.Context, c Call, do func() ([]platform.Change, error)) (refusal, err error) {
+func change(ctx context.Context, c Call, do func() ([]platform.Change, error)) (changes []platform.Change, refusal, err error) {
 	s, err := read[applied](c.Saved)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !s.Begun {
 		s.Begun = true
 		if err := c.Save(ctx, s); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	changes, refusal := do()
+	changes, refusal = do()
 	if refusal != nil && (ctx.Err() != nil || fault.Is(refusal, fault.Transient)) {
-		return nil, refusal
+		return nil, nil, refusal
 	}
-	return refusal, c.Save(ctx, applied{Begun: true, Ended: true, Changes: changes})
+	return changes, refusal, c.Save(ctx, applied{Begun: true, Ended: true, Changes: changes})
+}
+
+// kept fails where somebody has undone what was applied: what is ready then is not the new version.
+func kept(ctx context.Context, p platform.Platform, changes []platform.Change) error {
+	if k, ok := p.(platform.Keeper); ok {
+		return k.Kept(ctx, changes)
+	}
+	return nil
 }
 
 // changed returns what change has changed. Where the step was ended before the platform's answer was kept, the same call
@@ -64,7 +72,7 @@ func (apply) Plan(n plan.Node) (plan.Description, error) {
 
 // options are how a step's objects are applied.
 func options(c Call, a plan.ApplyArgs) platform.Options {
-	return platform.Options{Namespace: a.Namespace, Delivery: c.Delivery, Annotate: a.Annotate, Env: a.Env}
+	return platform.Options{Namespace: a.Namespace, Delivery: c.Delivery, Annotate: a.Annotate, Env: a.Env, Force: a.Force}
 }
 
 // Run applies and waits.
@@ -77,7 +85,7 @@ func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	refusal, err := change(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a)) })
+	changes, refusal, err := change(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a)) })
 	switch {
 	case err != nil:
 		return Outcome{}, err
@@ -85,6 +93,9 @@ func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
 		return Done(delivery.Fail, refusal.Error()), nil
 	}
 	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
+		return verdict(ctx, err)
+	}
+	if err := kept(ctx, p, changes); err != nil {
 		return verdict(ctx, err)
 	}
 	return Done(delivery.Pass, fmt.Sprintf("%d objects are ready", len(a.Objects))), nil
@@ -145,6 +156,22 @@ func shifterOf(ports Ports, account string) (platform.Platform, platform.Shifter
 	return p, s, nil
 }
 
+// begin starts a canary. Where the platform cannot keep changed settings from the old version, they are applied before.
+func begin(ctx context.Context, p platform.Platform, s platform.Shifter, c Call, a plan.ApplyArgs) ([]platform.Change, error) {
+	if apart, ok := p.(platform.Separator); ok {
+		return apart.StartCanaryWith(ctx, c.Key+"/start", a.Objects, a.Settings, options(c, a))
+	}
+	var settings []platform.Change
+	if len(a.Settings) > 0 {
+		var err error
+		if settings, err = p.Apply(ctx, c.Key+"/settings", a.Settings, options(c, a)); err != nil {
+			return settings, err
+		}
+	}
+	changes, err := s.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a))
+	return append(settings, changes...), err
+}
+
 // Run starts and waits.
 func (st startCanary) Run(ctx context.Context, c Call) (Outcome, error) {
 	a, err := read[plan.ApplyArgs](c.Args)
@@ -155,7 +182,7 @@ func (st startCanary) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	refusal, err := change(ctx, c, func() ([]platform.Change, error) { return s.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a)) })
+	_, refusal, err := change(ctx, c, func() ([]platform.Change, error) { return begin(ctx, p, s, c, a) })
 	switch {
 	case err != nil:
 		return Outcome{}, err
@@ -178,9 +205,7 @@ func (st startCanary) Undo(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	changes, err := changed(ctx, c, func() ([]platform.Change, error) {
-		return shift.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a))
-	})
+	changes, err := changed(ctx, c, func() ([]platform.Change, error) { return begin(ctx, p, shift, c, a) })
 	if err != nil {
 		return Outcome{}, err
 	}

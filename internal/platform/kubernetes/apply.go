@@ -23,7 +23,8 @@ import (
 // wanted is an object as it will be applied, and what is there.
 type wanted struct {
 	manifest.Object
-	live *unstructured.Unstructured // nil: nothing
+	live  *unstructured.Unstructured // nil: nothing
+	force bool                       // what others hold is taken over
 }
 
 // Apply implements platform.Platform. Every object passes a dry run on the server before the first is written; objects of
@@ -49,11 +50,11 @@ func (p *Platform) Apply(ctx context.Context, key string, objects []manifest.Obj
 		return nil, err
 	}
 	if rec == nil {
-		entries, open, err := p.rehearse(ctx, all)
+		entries, open, err := p.rehearse(ctx, all, o.Force)
 		if err != nil {
 			return nil, err
 		}
-		if rec, err = p.journal.begin(ctx, &record{Namespace: home, Key: key, Entries: entries}); err != nil {
+		if rec, err = p.journal.begin(ctx, &record{Namespace: home, Key: key, Entries: entries, Force: o.Force}); err != nil {
 			return nil, err
 		}
 		if err := p.settle(ctx, rec, all, open); err != nil {
@@ -69,7 +70,7 @@ func (p *Platform) Apply(ctx context.Context, key string, objects []manifest.Obj
 // writeAll writes the objects of a record and notes how they are afterwards.
 func (p *Platform) writeAll(ctx context.Context, rec *record, all []manifest.Object) error {
 	for i, o := range all {
-		after, err := p.write(ctx, o)
+		after, err := p.write(ctx, o, rec.Force)
 		if err != nil {
 			return errors.Join(err, p.journal.note(context.WithoutCancel(ctx), rec))
 		}
@@ -172,7 +173,7 @@ func (p *Platform) makeNamespaces(ctx context.Context, all []manifest.Object, ho
 
 // rehearse has the server check every object, and returns what is there now. Where fields of others will be taken over, the
 // server may refuse what it will accept then, a Service's port beside the old one: these objects are open.
-func (p *Platform) rehearse(ctx context.Context, all []manifest.Object) (entries []entry, open []int, err error) {
+func (p *Platform) rehearse(ctx context.Context, all []manifest.Object, force bool) (entries []entry, open []int, err error) {
 	var errs []error
 	defined := definitions(all)
 	for i, o := range all {
@@ -182,6 +183,7 @@ func (p *Platform) rehearse(ctx context.Context, all []manifest.Object) (entries
 			entries = append(entries, e)
 			continue
 		}
+		w.force = force
 		if err == nil {
 			err = p.dryRun(ctx, w)
 		}
@@ -208,6 +210,7 @@ func (p *Platform) settle(ctx context.Context, rec *record, all []manifest.Objec
 	var refusal error
 	for _, i := range open {
 		w, err := p.migrate(ctx, all[i])
+		w.force = rec.Force
 		if err == nil {
 			err = p.dryRun(ctx, w)
 		}
@@ -325,7 +328,7 @@ func (p *Platform) serverSide(ctx context.Context, w wanted, dryRun ...string) (
 	o := metav1.ApplyOptions{FieldManager: manager, DryRun: dryRun}
 	after, err := in.Apply(ctx, w.GetName(), &w.Unstructured, o)
 	if all := conflicts(err); len(all) > 0 {
-		if !p.adopted(all) {
+		if !w.force && !p.adopted(all) {
 			live := w.live
 			if live == nil {
 				live = &unstructured.Unstructured{}
@@ -362,11 +365,12 @@ func refused(o manifest.Object, err error) error {
 }
 
 // write applies one object.
-func (p *Platform) write(ctx context.Context, o manifest.Object) (*unstructured.Unstructured, error) {
+func (p *Platform) write(ctx context.Context, o manifest.Object, force bool) (*unstructured.Unstructured, error) {
 	w, err := p.migrate(ctx, o)
 	if err != nil {
 		return nil, err
 	}
+	w.force = force
 	after, err := p.serverSide(ctx, w)
 	if err == nil && o.GetKind() == "CustomResourceDefinition" {
 		err = p.established(ctx, after.GetName())

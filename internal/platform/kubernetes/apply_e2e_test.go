@@ -111,6 +111,9 @@ func snapshotOf(t *testing.T, p *Platform) map[string]string {
 			}
 			a := o.GetAnnotations()
 			delete(a, "deployment.kubernetes.io/revision") // counted by the controller
+			if len(a) == 0 {
+				a = nil
+			}
 			o.SetAnnotations(a)
 			unstructured.RemoveNestedField(o.Object, "status")
 			body, err := json.Marshal(o.Unstructured.Object)

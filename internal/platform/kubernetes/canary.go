@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -20,10 +21,16 @@ import (
 // StartCanary implements platform.Shifter. The stable version's pods stay as they are; the new version runs in a Deployment of
 // its own beside it, whose pods the Services do not lead to yet. That the promotion will be accepted is asked now.
 func (p *Platform) StartCanary(ctx context.Context, key string, objects []manifest.Object, o platform.Options) ([]platform.Change, error) {
-	if len(objects) == 0 {
+	return p.StartCanaryWith(ctx, key, objects, nil, o)
+}
+
+// StartCanaryWith implements platform.Separator.
+func (p *Platform) StartCanaryWith(ctx context.Context, key string, objects, settings []manifest.Object, o platform.Options) ([]platform.Change, error) {
+	if len(objects)+len(settings) == 0 {
 		return nil, nil
 	}
-	all, err := p.place(objects, o)
+	// Settings first: what starts finds them.
+	all, err := p.place(slices.Concat(settings, objects), o)
 	if err != nil {
 		return nil, err
 	}
@@ -39,11 +46,11 @@ func (p *Platform) StartCanary(ctx context.Context, key string, objects []manife
 		return nil, err
 	}
 	if rec == nil {
-		entries, open, err := p.rehearseCanary(ctx, all)
+		entries, open, err := p.rehearseCanary(ctx, all, o.Force)
 		if err != nil {
 			return nil, err
 		}
-		if rec, err = p.journal.begin(ctx, &record{Namespace: home, Key: key, Entries: entries}); err != nil {
+		if rec, err = p.journal.begin(ctx, &record{Namespace: home, Key: key, Entries: entries, Force: o.Force}); err != nil {
 			return nil, err
 		}
 		if err := p.settle(ctx, rec, all, open); err != nil {
@@ -65,8 +72,8 @@ func (p *Platform) StartCanary(ctx context.Context, key string, objects []manife
 }
 
 // rehearseCanary has the server check the new versions, both as what they will be when promoted and as canaries.
-func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object) ([]entry, []int, error) {
-	entries, open, err := p.rehearse(ctx, all)
+func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, force bool) ([]entry, []int, error) {
+	entries, open, err := p.rehearse(ctx, all, force)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -77,6 +84,9 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object) ([
 			continue
 		}
 		e.Next = o.Object
+		if setting(o.GetKind()) {
+			continue
+		}
 		stable := &unstructured.Unstructured{Object: e.Before}
 		n, _ := replicasOf(stable)
 		e.Replicas = &n
@@ -173,12 +183,16 @@ func canaryName(o manifest.Object) string {
 // startOne brings one canary up, or, where nothing ran before, the first version.
 func (p *Platform) startOne(ctx context.Context, rec *record, i int, o manifest.Object) error {
 	e := &rec.Entries[i]
-	if e.Created {
-		after, err := p.write(ctx, o)
+	if e.Created || setting(o.GetKind()) && !rec.standsBefore(e.Ref) {
+		after, err := p.write(ctx, o, rec.Force)
 		if err == nil {
 			e.After = after.Object
 		}
 		return err
+	}
+	if setting(o.GetKind()) {
+		e.After = e.Before
+		return p.copySetting(ctx, rec.Key, *e, o)
 	}
 	stable, err := p.read(ctx, e.Ref)
 	if err != nil {
@@ -195,10 +209,13 @@ func (p *Platform) startOne(ctx context.Context, rec *record, i int, o manifest.
 	if live, err := p.canary(ctx, e.Ref); err != nil || live != nil {
 		return err
 	}
+	if err := rec.redirect(c); err != nil {
+		return err
+	}
 	if err := p.makeServices(ctx, *e, c); err != nil {
 		return err
 	}
-	if _, err := p.write(ctx, c); err != nil {
+	if _, err := p.write(ctx, c, false); err != nil {
 		return err
 	}
 	return p.preview(ctx, stable, string(platform.Canary))

@@ -67,7 +67,8 @@ func (p *Platform) contested(o manifest.Object, live *unstructured.Unstructured,
 		}
 	}
 	err := fault.Newf(fault.Conflict, "%s: %s cannot be applied: %s", o.Origin, o.Ref(), strings.Join(lines, "; "))
-	return fault.WithRemedy(err, "let %s no longer manage it, or name it under adopt: of account %s if it never sets the field again",
+	return fault.WithRemedy(err, "let %s no longer manage it, or name it under adopt: of account %s if it never sets the field again; "+
+		"sluice deploy start --force-conflicts takes it over once",
 		strings.Join(managers, ", "), p.c.Account)
 }
 

@@ -57,6 +57,7 @@ type record struct {
 	Namespace string  `json:"-"`
 	Key       string  `json:"key"`
 	Entries   []entry `json:"entries"`
+	Force     bool    `json:"force,omitempty"` // what others hold is taken over
 	done      bool
 }
 

@@ -74,6 +74,8 @@ var (
 	_ platform.Fencer    = (*Platform)(nil)
 	_ platform.Logger    = (*Platform)(nil)
 	_ platform.Shifter   = (*Platform)(nil)
+	_ platform.Separator = (*Platform)(nil)
+	_ platform.Keeper    = (*Platform)(nil)
 	_ platform.Roller    = (*Platform)(nil)
 	_ platform.Members   = (*Platform)(nil)
 )

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"encoding/base64"
 	"maps"
 	"slices"
 	"strings"
@@ -29,6 +30,11 @@ func render(o manifest.Object, opts platform.Options) (manifest.Object, error) {
 	unstructured.RemoveNestedField(o.Object, "status")
 	for _, f := range []string{"managedFields", "resourceVersion", "uid", "creationTimestamp", "generation", "selfLink"} {
 		unstructured.RemoveNestedField(o.Object, "metadata", f)
+	}
+	if o.GetKind() == "Secret" {
+		if err := plain(o); err != nil {
+			return o, err
+		}
 	}
 	twin := ""
 	if q := opts.Quarantine; q != nil && q.Suffix != "" {
@@ -61,6 +67,28 @@ func render(o manifest.Object, opts platform.Options) (manifest.Object, error) {
 		label(o.Object, slices.Concat(at, []string{"metadata", "annotations"}), k, v)
 	}
 	return o, containers(o, at, opts)
+}
+
+// plain moves a Secret's text to where the cluster keeps it: text is written and never read, so that nobody would own it.
+func plain(o manifest.Object) error {
+	text, ok, err := unstructured.NestedMap(o.Object, "stringData")
+	if err != nil {
+		return invalid(o, "has a stringData that is none", err)
+	}
+	if !ok {
+		return nil
+	}
+	for k, v := range text {
+		s, ok := v.(string)
+		if !ok {
+			return invalid(o, "has a value in stringData that is no text: "+k, nil)
+		}
+		if err := unstructured.SetNestedField(o.Object, base64.StdEncoding.EncodeToString([]byte(s)), "data", k); err != nil {
+			return invalid(o, "has a data that is none", err)
+		}
+	}
+	unstructured.RemoveNestedField(o.Object, "stringData")
+	return nil
 }
 
 // distinguish keeps the pods of a twin and those of the workload beside it apart: each is selected by its own alone.

@@ -57,12 +57,12 @@ func (p *Platform) StartRoll(ctx context.Context, key string, o manifest.Object,
 		return nil, err
 	}
 	if rec == nil {
-		entries, open, err := p.rehearse(ctx, []manifest.Object{held})
+		entries, open, err := p.rehearse(ctx, []manifest.Object{held}, opts.Force)
 		if err != nil {
 			return nil, err
 		}
 		entries[0].Next = all[0].Object
-		if rec, err = p.journal.begin(ctx, &record{Namespace: home, Key: key, Entries: entries}); err != nil {
+		if rec, err = p.journal.begin(ctx, &record{Namespace: home, Key: key, Entries: entries, Force: opts.Force}); err != nil {
 			return nil, err
 		}
 		if err := p.settle(ctx, rec, []manifest.Object{held}, open); err != nil {
@@ -172,7 +172,11 @@ func (p *Platform) EndRoll(ctx context.Context, key string, changes []platform.C
 				return fault.Newf(fault.Conflict, "member %s is not of the new version and ready, so the roll of %s cannot end", m.Name, e.Ref)
 			}
 		}
-		after, err := p.write(ctx, manifest.Object{Unstructured: unstructured.Unstructured{Object: e.Next}, Origin: e.Ref.String()})
+		e.After = nil // what is found from now on may be this write's
+		if err := p.journal.note(ctx, rec); err != nil {
+			return err
+		}
+		after, err := p.write(ctx, manifest.Object{Unstructured: unstructured.Unstructured{Object: e.Next}, Origin: e.Ref.String()}, rec.Force)
 		if err != nil {
 			return err
 		}

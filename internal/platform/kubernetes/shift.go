@@ -166,7 +166,7 @@ func (p *Platform) none(ctx context.Context, s shifted) error {
 
 // Promote implements platform.Shifter: the stable Deployment gets the new version, and when all of it is ready the canary goes.
 func (p *Platform) Promote(ctx context.Context, key string, refs []manifest.Ref) error {
-	return p.each(ctx, key, refs, func(ctx context.Context, s shifted) error {
+	promote := func(ctx context.Context, s shifted) error {
 		next := manifest.Object{Unstructured: unstructured.Unstructured{Object: s.start.Next}, Origin: s.ref.String()}
 		if err := p.release(ctx, s); err != nil {
 			return err
@@ -176,7 +176,13 @@ func (p *Platform) Promote(ctx context.Context, key string, refs []manifest.Ref)
 				return err
 			}
 		}
-		after, err := p.write(ctx, next)
+		if err := p.intend(ctx, s, next); err != nil {
+			return err
+		}
+		if err := p.promoteSettings(ctx, s, next); err != nil {
+			return err
+		}
+		after, err := p.write(ctx, next, s.rec.Force)
 		if err != nil {
 			return err
 		}
@@ -187,8 +193,15 @@ func (p *Platform) Promote(ctx context.Context, key string, refs []manifest.Ref)
 		if err := p.await(ctx, s.ref, isReady); err != nil {
 			return err
 		}
+		if err := p.keeps(ctx, s.ref, s.start.After); err != nil {
+			return err
+		}
 		return p.endCanary(ctx, s)
-	})
+	}
+	if err := p.each(ctx, key, refs, promote); err != nil {
+		return err
+	}
+	return p.dropCopies(ctx, key, refs)
 }
 
 // release lets the Services lead to the stable version's pods of any revision, unless they lead to the canary alone.
@@ -243,8 +256,11 @@ func (p *Platform) endCanary(ctx context.Context, s shifted) error {
 
 // Abort implements platform.Shifter. A promotion that has begun is taken back first.
 func (p *Platform) Abort(ctx context.Context, key string, refs []manifest.Ref) error {
-	return p.each(ctx, key, refs, func(ctx context.Context, s shifted) error {
+	abort := func(ctx context.Context, s shifted) error {
 		if !reflect.DeepEqual(templateSpec(s.stable.Object), templateSpec(s.start.Before)) {
+			if err := p.revertSettings(ctx, s); err != nil {
+				return err
+			}
 			if err := p.revert(ctx, *s.start); err != nil {
 				return err
 			}
@@ -263,7 +279,11 @@ func (p *Platform) Abort(ctx context.Context, key string, refs []manifest.Ref) e
 			return err
 		}
 		return p.pin(ctx, s.stable, "")
-	})
+	}
+	if err := p.each(ctx, key, refs, abort); err != nil {
+		return err
+	}
+	return p.dropCopies(ctx, key, refs)
 }
 
 func isReady(s platform.State) bool { return s.Ready }

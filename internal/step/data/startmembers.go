@@ -99,7 +99,7 @@ func refusal(ctx context.Context, err error) (step.Outcome, error) {
 
 // start gives the workload its new version, or makes it where there is none.
 func (r replica) start(ctx context.Context, s started) ([]platform.Change, error) {
-	opts := platform.Options{Namespace: r.a.Database.Namespace, Delivery: r.c.Delivery}
+	opts := platform.Options{Namespace: r.a.Database.Namespace, Delivery: r.c.Delivery, Force: r.a.Force}
 	if s.First {
 		return r.p.Apply(ctx, r.c.Key+"/first", []manifest.Object{r.a.Workload}, opts)
 	}
