@@ -50,6 +50,8 @@ type Account struct {
 	Kubeconfig string   // absolute; "" means where kubectl looks, and in a pod the pod's own credentials
 	Adopt      []string // of a Kubernetes one: field managers whose fields are taken over, besides kubectl's
 	Jobs       Jobs     // of a Kubernetes one
+	CopyAs     string   // of a Kubernetes one: the user who copies volumes, whom the account's own impersonates; "" means itself
+	RestoreAs  string   // likewise, the user who swaps them
 }
 
 // Jobs say how Sluice's own pods run in a cluster: those that ready the volumes of copies, and those that test a quarantine.

@@ -37,6 +37,8 @@ accounts:
     context: prod
     kubeconfig: kube/config
     adopt: [helm]
+    copyAs: system:serviceaccount:sluice-system:sluice-copier
+    restoreAs: somebody
     jobs:
       image: registry.example.org/sluice:1
       limits: {cpu: 500m, memory: 512Mi}
@@ -70,6 +72,7 @@ roles:
 			"laptop":    {Name: "laptop", Kind: Local, Directory: "/etc/sluice/state/laptop"},
 			"elsewhere": {Name: "elsewhere", Kind: Local, Directory: "/var/lib/elsewhere"},
 			"cluster01": {Name: "cluster01", Kind: Kubernetes, Context: "prod", Kubeconfig: "/etc/sluice/kube/config", Adopt: []string{"helm"},
+				CopyAs: "system:serviceaccount:sluice-system:sluice-copier", RestoreAs: "somebody",
 				Jobs: Jobs{Image: "registry.example.org/sluice:1",
 					Limits:      corev1.ResourceList{"cpu": resource.MustParse("500m"), "memory": resource.MustParse("512Mi")},
 					Tolerations: []corev1.Toleration{{Key: "dedicated", Operator: "Equal", Value: "databases", Effect: "NoSchedule"}}}},

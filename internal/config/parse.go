@@ -64,7 +64,7 @@ func (r *reader) controller(n ast.Node) Controller {
 
 func (r *reader) account(name string, n ast.Node) Account {
 	a := Account{Name: name}
-	var directory, context, kubeconfig, adopt, jobs ast.Node
+	var directory, context, kubeconfig, adopt, jobs, copyAs, restoreAs ast.Node
 	ok := r.keys(n, "account "+name, map[string]func(ast.Node){
 		"kind":       func(n ast.Node) { a.Kind = r.oneOf(n, "kind", Local, Kubernetes) },
 		"directory":  func(n ast.Node) { directory, a.Directory = n, r.file(n, "directory") },
@@ -72,6 +72,8 @@ func (r *reader) account(name string, n ast.Node) Account {
 		"kubeconfig": func(n ast.Node) { kubeconfig, a.Kubeconfig = n, r.file(n, "kubeconfig") },
 		"adopt":      func(n ast.Node) { adopt, a.Adopt = n, r.list(n, "adopt") },
 		"jobs":       func(n ast.Node) { jobs, a.Jobs = n, r.jobs(name, n) },
+		"copyAs":     func(n ast.Node) { copyAs, a.CopyAs = n, r.text(n, "copyAs") },
+		"restoreAs":  func(n ast.Node) { restoreAs, a.RestoreAs = n, r.text(n, "restoreAs") },
 	})
 	if a.Kind == "" {
 		switch {
@@ -86,9 +88,9 @@ func (r *reader) account(name string, n ast.Node) Account {
 	if a.Kind == Kubernetes && directory != nil {
 		r.wrong(directory, "", "account %s is a Kubernetes cluster and has no directory", name)
 	}
-	for _, k := range []ast.Node{context, kubeconfig, adopt, jobs} {
+	for _, k := range []ast.Node{context, kubeconfig, adopt, jobs, copyAs, restoreAs} {
 		if a.Kind == Local && k != nil {
-			r.wrong(k, "", "account %s is local: only a Kubernetes cluster has context, kubeconfig, adopt and jobs", name)
+			r.wrong(k, "", "account %s is local: only a Kubernetes cluster has context, kubeconfig, adopt, jobs, copyAs and restoreAs", name)
 		}
 	}
 	return a

@@ -130,6 +130,20 @@ func Connect(c Config) (*Platform, error) {
 // Client is the connection to the cluster, for others who work on the same account.
 func (p *Platform) Client() dynamic.Interface { return p.dynamic }
 
+// As is the connection of another user of the cluster, whom the account's own may impersonate; "" is the own one.
+func (p *Platform) As(user string) (dynamic.Interface, error) {
+	if user == "" {
+		return p.dynamic, nil
+	}
+	config := rest.CopyConfig(p.config)
+	config.Impersonate = rest.ImpersonationConfig{UserName: user}
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fault.Newf(fault.Invalid, "account %s as %s: %w", p.c.Account, user, err)
+	}
+	return client, nil
+}
+
 func connect(c Config, config *rest.Config) (*Platform, error) {
 	p := &Platform{c: c, config: config, log: c.Log}
 	if p.log == nil {

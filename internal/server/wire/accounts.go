@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/client-go/dynamic"
-
 	"github.com/sluice-cd/sluice/internal/config"
 	"github.com/sluice-cd/sluice/internal/controller"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -42,6 +40,7 @@ type account struct {
 	as       config.Account // as that one has it
 	platform platform.Platform
 	volumes  volume.Driver
+	clients  csi.Clients // of a cluster; zero until they are needed
 }
 
 func newAccounts(ctx context.Context, o Options) *accounts {
@@ -64,18 +63,28 @@ func (a *accounts) volumes(name string) (volume.Driver, error) {
 	return k.volumes, nil
 }
 
-// client returns the connection to the cluster of an account.
-func (a *accounts) client(name string) (dynamic.Interface, error) {
+// clients returns the connections to the cluster of an account by which its volumes are copied and swapped.
+func (a *accounts) clients(name string) (csi.Clients, error) {
 	k, err := a.connected(name)
 	if err != nil {
-		return nil, err
+		return csi.Clients{}, err
 	}
 	p, ok := k.platform.(*kubernetes.Platform)
 	if !ok {
-		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "account %s is no cluster: the volumes of a cluster cannot be copied to it", name),
+		return csi.Clients{}, fault.WithRemedy(fault.Newf(fault.Invalid, "account %s is no cluster: the volumes of a cluster cannot be copied to it", name),
 			"copy to a namespace of the cluster, or to a cluster that shares its storage")
 	}
-	return p.Client(), nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.clients.Copy == nil {
+		if k.clients.Copy, err = p.As(k.as.CopyAs); err != nil {
+			return csi.Clients{}, err
+		}
+		if k.clients.Restore, err = p.As(k.as.RestoreAs); err != nil {
+			return csi.Clients{}, err
+		}
+	}
+	return k.clients, nil
 }
 
 // connected returns an account, connected anew where the configuration has changed: its images may have.
@@ -115,7 +124,8 @@ func (a *accounts) cluster(k *account, c *config.Config, configured config.Accou
 		if err != nil {
 			return err
 		}
-		k.platform, k.volumes = p, csi.New(configured.Name, a.client, csi.Deadlines{})
+		k.platform, k.volumes = p, csi.New(configured.Name, a.clients, csi.Deadlines{})
+		k.clients = csi.Clients{}
 	}
 	k.by, k.as = c, configured
 	return nil

@@ -248,9 +248,9 @@ func (d *Driver) vacate(ctx context.Context, c cluster, r record) error {
 	if v := claim.text("spec", "volumeName"); v != "" {
 		aside := volume.CopyInfo{ID: r.Copy.ID + "/replaced/" + to.Claim, Owner: r.Copy.Owner, CutAt: time.Now().UTC(),
 			Sources: []volume.Source{{Account: to.Account, Namespace: to.Namespace, Claim: to.Claim}}}
-		if _, err := c.hold(ctx, v, record{Copy: aside, Shape: shapeOf(claim)}); err != nil {
+		if _, err := c.restorer().hold(ctx, v, record{Copy: aside, Shape: shapeOf(claim)}); err != nil {
 			return err
 		}
 	}
-	return c.delete(ctx, claims(), claim)
+	return c.restorer().delete(ctx, claims(), claim)
 }

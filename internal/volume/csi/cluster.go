@@ -81,7 +81,11 @@ func into[T any](o object) (T, error) {
 type cluster struct {
 	account string
 	client  dynamic.Interface
+	restore dynamic.Interface
 }
+
+// restorer is the cluster for whoever may take production's volume out of service and bring another one in.
+func (c cluster) restorer() cluster { return cluster{c.account, c.restore, c.restore} }
 
 func (c cluster) in(k kind, namespace string) dynamic.ResourceInterface {
 	if namespace == "" {

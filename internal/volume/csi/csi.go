@@ -24,17 +24,21 @@ type Deadlines struct {
 	Bound time.Duration // until a handed-on snapshot is known, and until a claim that waits for no consumer has its volume; 2 minutes
 }
 
+// Clients are two identities in one cluster. Whoever copies needs no right to delete or change what Sluice did not make; who
+// restores may take production's volume from its claim. They may be the same.
+type Clients struct{ Copy, Restore dynamic.Interface }
+
 // Driver copies volumes of one account, to any other that Clients knows.
 type Driver struct {
 	account string
-	clients func(account string) (dynamic.Interface, error)
+	clients func(account string) (Clients, error)
 	within  Deadlines
 }
 
 var _ volume.Driver = (*Driver)(nil)
 
 // New returns the driver of an account. Clients connects to an account by its name; an account that is no cluster is an error.
-func New(account string, clients func(account string) (dynamic.Interface, error), within Deadlines) *Driver {
+func New(account string, clients func(account string) (Clients, error), within Deadlines) *Driver {
 	d := &Driver{account: account, clients: clients, within: within}
 	for _, x := range []struct {
 		at    *time.Duration
@@ -48,8 +52,8 @@ func New(account string, clients func(account string) (dynamic.Interface, error)
 }
 
 func (d *Driver) cluster(account string) (cluster, error) {
-	client, err := d.clients(account)
-	return cluster{account, client}, err
+	k, err := d.clients(account)
+	return cluster{account, k.Copy, k.Restore}, err
 }
 
 // Probe implements volume.Driver.

@@ -121,7 +121,7 @@ func (d *Driver) remove(ctx context.Context, i volume.CopyInfo, from string) err
 func (d *Driver) removePart(ctx context.Context, p part) error {
 	switch p.k {
 	case volumes():
-		return p.c.removeVolume(ctx, p)
+		return p.c.restorer().removeVolume(ctx, p)
 	case snapshots():
 		return p.c.removeSnapshot(ctx, p.object)
 	}

@@ -17,7 +17,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -69,15 +68,17 @@ func (l *lab) driver(account string) *Driver {
 	return New(account, l.client, Deadlines{})
 }
 
-func (l *lab) client(account string) (dynamic.Interface, error) {
+func (l *lab) client(account string) (Clients, error) {
 	p, ok := l.platforms[account]
 	if !ok {
-		return nil, fault.Newf(fault.NotFound, "there is no account %q", account)
+		return Clients{}, fault.Newf(fault.NotFound, "there is no account %q", account)
 	}
-	return p.Client(), nil
+	return Clients{p.Client(), p.Client()}, nil
 }
 
-func (l *lab) cluster(account string) cluster { return cluster{account, l.platforms[account].Client()} }
+func (l *lab) cluster(account string) cluster {
+	return cluster{account, l.platforms[account].Client(), l.platforms[account].Client()}
+}
 
 // namespace makes a namespace for the test.
 func (l *lab) namespace(t *testing.T, account, purpose string) string {

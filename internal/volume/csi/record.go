@@ -269,7 +269,11 @@ func (d *Driver) hand(ctx context.Context, from part, account string) error {
 	if account == from.c.account {
 		return nil
 	}
-	_, err := from.c.change(ctx, from.k, from.GetNamespace(), from.GetName(), func(o object) (map[string]any, error) {
+	c := from.c
+	if from.k == volumes() {
+		c = c.restorer()
+	}
+	_, err := c.change(ctx, from.k, from.GetNamespace(), from.GetName(), func(o object) (map[string]any, error) {
 		accounts := handedTo(o)
 		if slices.Contains(accounts, account) {
 			return nil, nil

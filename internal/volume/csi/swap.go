@@ -51,7 +51,7 @@ func (d *Driver) swap(ctx context.Context, r record, w volume.CopyInfo) (record,
 	out, err := d.part(ctx, r.Copy, r.Part)
 	switch {
 	case fault.Is(err, fault.NotFound):
-		if out, err = c.outgoing(ctx, r, name); err != nil {
+		if out, err = c.restorer().outgoing(ctx, r, name); err != nil {
 			return r, err
 		}
 		r = out.record
@@ -60,7 +60,7 @@ func (d *Driver) swap(ctx context.Context, r record, w volume.CopyInfo) (record,
 	default:
 		r = out.record // begun by an earlier call
 		if c.isBound(ctx, live, name) {
-			return r, d.enter(ctx, c, live, name, r)
+			return r, d.enter(ctx, c.restorer(), live, name, r)
 		}
 		if err := c.unused(ctx, live.Namespace, live.Claim); err != nil {
 			return r, err
@@ -71,10 +71,10 @@ func (d *Driver) swap(ctx context.Context, r record, w volume.CopyInfo) (record,
 			return r, err
 		}
 	}
-	if _, err := c.hold(ctx, name, in.record); err != nil {
+	if _, err := c.restorer().hold(ctx, name, in.record); err != nil {
 		return r, err
 	}
-	if err := c.leave(ctx, live, out.GetName()); err != nil {
+	if err := c.restorer().leave(ctx, live, out.GetName()); err != nil {
 		return r, err
 	}
 	if in.k == claims() {
@@ -82,7 +82,7 @@ func (d *Driver) swap(ctx context.Context, r record, w volume.CopyInfo) (record,
 			return r, err
 		}
 	}
-	return r, d.enter(ctx, c, live, name, r)
+	return r, d.enter(ctx, c.restorer(), live, name, r)
 }
 
 // incoming returns the volume that a copy is to bring in.
