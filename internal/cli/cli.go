@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/goccy/go-yaml"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/spf13/cobra"
@@ -60,6 +61,8 @@ type app struct {
 func Main(args []string, in io.Reader, out, errs io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// What the libraries of Kubernetes would write to standard error by themselves, errors tell.
+	ctx = logr.NewContext(ctx, logr.Discard())
 	root := New(in, out, errs)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
