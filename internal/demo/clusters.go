@@ -81,12 +81,14 @@ func (k *clusters) address(ctx context.Context, service manifest.Ref) (string, e
 }
 
 func (k *clusters) config() map[string]any {
-	account := func(file string) map[string]any { return map[string]any{"kind": "kubernetes", "kubeconfig": file} }
+	account := func(file string) map[string]any {
+		return map[string]any{"kind": "kubernetes", "kubeconfig": file, "jobs": map[string]any{"image": "sluice:dev"}}
+	}
 	return map[string]any{"accounts": map[string]any{"production": account(k.at.Production), "staging": account(k.at.Staging)}}
 }
 
 func (k *clusters) words() words {
-	return words{describe: "two Kubernetes clusters, one for production and one for staging", staging: "staging", production: "production",
+	return words{describe: "two Kubernetes clusters, one for production and one for staging", staging: "staging", production: "production", listen: "0.0.0.0",
 		requests: "shop_requests_total"}
 }
 
