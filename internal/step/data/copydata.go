@@ -104,6 +104,9 @@ func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		return step.Outcome{}, err
 	}
 	sides := copying{from: p, to: to, others: others}
+	if err := st.makeRoom(ctx, c, sides, a, target, &s); err != nil {
+		return step.Outcome{}, err
+	}
 	if err := st.recover(ctx, c, sides, a, live, &s); err != nil {
 		return step.Outcome{}, err
 	}
@@ -167,6 +170,22 @@ func (st copyData) cutSource(ctx context.Context, c step.Call, p place, a plan.C
 
 func cutID(key string, try int) string { return fmt.Sprintf("%s/cut/%d", key, try) }
 
+// makeRoom stops the target's workload and deletes the copies of an earlier delivery where claims are volumes: the claims
+// of the base bear the same names in every delivery, and the earlier base cannot go before what was cloned from it. A
+// directory has a name of its own, so there the earlier candidate runs until the next one is ready.
+func (st copyData) makeRoom(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, target workload, s *copied) error {
+	if _, directories := sides.to.Platform.(volume.Binder); directories || s.Based {
+		return nil
+	}
+	if err := st.noteEarlier(ctx, c, sides, a, target, s); err != nil || len(s.Earlier) == 0 {
+		return err
+	}
+	if err := st.vacate(ctx, c, sides.to, target.ref(a.To.Namespace), s.Try); err != nil {
+		return err
+	}
+	return sides.forget(ctx, s.Earlier)
+}
+
 // recover makes the base: production's own version starts on a clone of the copy, is held against the census, and is
 // stopped cleanly.
 func (st copyData) recover(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, l live, s *copied) error {
@@ -209,17 +228,7 @@ func (st copyData) candidate(ctx context.Context, c step.Call, sides copying, a 
 		return sides.forget(ctx, s.Earlier)
 	}
 	p := sides.to
-	// Kept before the claims are bound anew, because afterwards nothing tells what they were bound to.
-	earlier, err := st.earlier(ctx, c, sides, a, target)
-	if err != nil {
-		return err
-	}
-	for _, e := range earlier {
-		if !slices.Contains(s.Earlier, e) {
-			s.Earlier = append(s.Earlier, e)
-		}
-	}
-	if err := c.Save(ctx, *s); err != nil {
+	if err := st.noteEarlier(ctx, c, sides, a, target, s); err != nil {
 		return err
 	}
 	if err := st.vacate(ctx, c, p, target.ref(a.To.Namespace), s.Try); err != nil {
@@ -242,6 +251,21 @@ func (st copyData) candidate(ctx context.Context, c step.Call, sides copying, a 
 		return err
 	}
 	return sides.forget(ctx, s.Earlier)
+}
+
+// noteEarlier keeps which copies of earlier deliveries the target's claims are bound to: once they are bound anew nothing
+// tells it.
+func (st copyData) noteEarlier(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, target workload, s *copied) error {
+	earlier, err := st.earlier(ctx, c, sides, a, target)
+	if err != nil {
+		return err
+	}
+	for _, e := range earlier {
+		if !slices.Contains(s.Earlier, e) {
+			s.Earlier = append(s.Earlier, e)
+		}
+	}
+	return c.Save(ctx, *s)
 }
 
 // exists reports whether there is an object. Whoever may not look works with what was made for him.
