@@ -100,9 +100,10 @@ func Ready(s platform.State) bool { return s.Exists && s.Ready }
 // Stopped reports whether nothing of the object runs.
 func Stopped(s platform.State) bool { return !s.Exists || s.Stopped }
 
-// verdict turns an error of the change itself into the verdict fail. What may work later stays an error.
+// verdict turns an error of the change itself into the verdict fail. What may work later stays an error; so does a missing
+// privilege, as credentials that have expired are: nothing is wrong with the new version, and a rollback would lack it too.
 func verdict(ctx context.Context, err error) (Outcome, error) {
-	if ctx.Err() != nil || fault.Is(err, fault.Transient) {
+	if ctx.Err() != nil || fault.Is(err, fault.Transient) || fault.Is(err, fault.Denied) {
 		return Outcome{}, err
 	}
 	return Done(delivery.Fail, err.Error()), nil
