@@ -33,7 +33,7 @@ func (a *app) deploy() *cobra.Command {
 		a.decide("cancel ID", "End a delivery; targets under way go back", delivery.CancelAll, noArg),
 		a.decide("rollback ID [TARGET]", "Take a target back to the version before", delivery.Rollback, targetArg),
 		a.decide("promote ID [TARGET]", "Skip what is left of a canary and promote it", delivery.Promote, targetArg),
-		a.decide("retry ID", "Try a failed undo again", delivery.Retry, noArg),
+		a.decide("retry ID", "Try a failed undo again, or a step that an error holds", delivery.Retry, noArg),
 	}
 	for _, sub := range byID {
 		sub.ValidArgsFunction = a.completeID

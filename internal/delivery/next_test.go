@@ -283,6 +283,12 @@ func TestVerdicts(t *testing.T) {
 		{"no data rolls back where that is asked for", inconclusive("rollback"), to + `nodata p/deploy/judge -> undo p/deploy/judge`, "", ""},
 		{"an error of the check is no failure", inconclusive(""), to + `error p/deploy/judge ->
 			approve p/deploy/judge -> run p/deploy/2`, "", ""},
+		{"what an error holds is tried again by a person, and counts from the beginning", inconclusive(""), to + `
+			broken p/deploy/judge ->
+			retry p/deploy/judge -> run p/deploy/judge
+			transient p/deploy/judge ->
+			tick 1s -> run p/deploy/judge
+			pass p/deploy/judge -> run p/deploy/2`, "Running p=Running", ""},
 		{"fail rolls back whatever onInconclusive says", inconclusive("continue"), to + `fail p/deploy/judge -> undo p/deploy/judge`, "", ""},
 		{"manual: a failure waits, and goes on", inconclusive(""), to + `
 			ask-fail p/deploy/judge ->

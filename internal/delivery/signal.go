@@ -35,7 +35,7 @@ func Check(spec Spec, s Status, sig Signal) error {
 		}
 	case Retry, Acknowledge:
 		if len(m.repairable(sig)) == 0 {
-			return fault.Newf(fault.Conflict, "delivery %s has no undo that failed or waits, which could be retried or acknowledged", spec.ID)
+			return fault.Newf(fault.Conflict, "delivery %s has no undo that failed or waits and no step that an error holds, which could be retried or acknowledged", spec.ID)
 		}
 	case Stay:
 		if len(m.repairable(sig)) == 0 {
@@ -101,7 +101,8 @@ func Candidates(spec Spec, s Status, kind string) []string {
 	return out
 }
 
-// repairable returns the steps whose undo a person may try again or acknowledge: it has failed, or it waits. Staying on the
+// repairable returns the steps whose undo a person may try again or acknowledge: it has failed, or it waits. A step that has not
+// come to a verdict because something else was broken may be tried again, too. Staying on the
 // new version is for the opening of a database alone, whose undo restores a checkpoint.
 func (m *machine) repairable(sig Signal) []string {
 	var out []string
@@ -112,7 +113,8 @@ func (m *machine) repairable(sig Signal) []string {
 		if sig.Kind == Stay && n.Kind != plan.KindOpen {
 			continue
 		}
-		if (broken || waits) && (sig.Path == "" || sig.Path == n.Path) {
+		again := sig.Kind == Retry && st.stuck()
+		if (broken || waits || again) && (sig.Path == "" || sig.Path == n.Path) {
 			out = append(out, n.Path)
 		}
 	}
@@ -170,7 +172,10 @@ func (m *machine) signal(sig Signal) {
 	}
 }
 
-// repair goes on with undos that have failed or wait: a retry enters them again, an acknowledgement is handed to those that
+// stuck reports whether an error holds the step: neither pass nor fail, and nobody has decided yet.
+func (st *NodeStatus) stuck() bool { return st.Held && st.Verdict == Error }
+
+// repair goes on with undos that have failed or wait, and with steps that an error holds: a retry enters them again, an acknowledgement is handed to those that
 // asked for it and leaves those that failed as they are, and the decision to stay is handed to either.
 func (m *machine) repair(sig Signal) {
 	accept := false
@@ -182,7 +187,10 @@ func (m *machine) repair(sig Signal) {
 			continue
 		}
 		st.Signals = append(st.Signals, sig)
-		if broken || !st.Deadline.IsZero() {
+		if st.stuck() {
+			st.Attempt, st.Held, st.Verdict = 0, false, ""
+			st.enter(StepRunning)
+		} else if broken || !st.Deadline.IsZero() {
 			st.Attempt = 0
 			st.enter(StepUndoing)
 		}
