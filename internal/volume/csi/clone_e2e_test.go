@@ -235,7 +235,7 @@ func TestForeignClaimIsReplaced(t *testing.T) {
 // TestNeverReady: what the storage does not do is told within the deadline with what it says, and nothing is left.
 func TestNeverReady(t *testing.T) {
 	l := theLab(t)
-	quick := New(prod, l.client, Deadlines{Cut: 8 * time.Second, Ready: 8 * time.Second, Bound: 8 * time.Second})
+	quick := New(prod, l.client, Deadlines{Cut: 20 * time.Second, Bound: 20 * time.Second})
 	t.Cleanup(func() {
 		c := l.cluster(prod)
 		if v, err := c.get(context.Background(), volumes(), "", l.name); err == nil {
@@ -251,15 +251,15 @@ func TestNeverReady(t *testing.T) {
 	l.apply(t, prod, claims(), fmt.Sprintf(`{metadata: {name: data, namespace: %s}, spec: {storageClassName: %s, accessModes: [ReadWriteOnce], volumeName: %s,
 		resources: {requests: {storage: 32Mi}}}}`, n, class, l.name))
 	claim, err := l.cluster(prod).get(t.Context(), claims(), n, "data")
-	if err != nil || quick.bind(t.Context(), l.cluster(prod), claim) != nil {
+	if err != nil || l.driver(prod).bind(t.Context(), l.cluster(prod), claim) != nil {
 		t.Fatal("the claim is not bound to the volume that was made for it")
 	}
 	start := time.Now()
 	_, err = quick.Cut(t.Context(), l.name+"/cut", l.name, []volume.Source{{Account: prod, Namespace: n, Claim: "data"}})
-	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "not cut within 8s") || !strings.Contains(err.Error(), "does not exist") {
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "not cut within 20s") || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("%v", err)
 	}
-	if took := time.Since(start); took > time.Minute {
+	if took := time.Since(start); took > 2*time.Minute {
 		t.Errorf("it took %s", took)
 	}
 	if left := l.mine(t, prod); len(left) != 0 {
@@ -272,7 +272,7 @@ func TestNeverReady(t *testing.T) {
 	origin.Unstructured = claim.DeepCopy()
 	origin.Object["status"] = map[string]any{"snapshotHandle": "snapshot-that-never-was"}
 	err = quick.handOn(t.Context(), l.cluster(staging), r, origin)
-	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "not ready to use within 8s") || !strings.Contains(err.Error(), "snapshot-that-never-was") {
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "not ready to use within 20s") || !strings.Contains(err.Error(), "snapshot-that-never-was") {
 		t.Errorf("%v", err)
 	}
 	// What was cut short is listed as such, so that it can be deleted.

@@ -96,7 +96,7 @@ func (l *lab) namespace(t *testing.T, account, purpose string) string {
 func (l *lab) clean(t *testing.T, account, namespace string) {
 	c := l.cluster(account)
 	with := func(what func(ctx context.Context, n object)) {
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 		defer cancel()
 		n, err := c.get(ctx, namespaces(), "", namespace)
 		if err == nil {
@@ -114,11 +114,12 @@ func (l *lab) clean(t *testing.T, account, namespace string) {
 	})
 	l.end = append(l.end, func() {
 		with(func(ctx context.Context, n object) {
-			if err := c.gone(ctx, namespaces(), n); err != nil {
-				t.Error(err)
+			_, err := c.await(ctx, namespaces(), "", namespace, func(now *object) (bool, error) { return now == nil || now.GetUID() != n.GetUID(), nil })
+			if err != nil {
+				t.Errorf("namespace %s does not go: %v", namespace, err)
 			}
 		})
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)
 		defer cancel()
 		l.sweep(ctx, t, c, namespace)
 	})
