@@ -54,7 +54,7 @@ func TestResting(t *testing.T) {
 	reached := newReached(t, st)
 	begun := time.Now()
 	var g errgroup.Group
-	g.SetLimit(8)
+	g.SetLimit(16)
 	for i := range count {
 		g.Go(func() error { return remote.Start(t.Context(), l.resting(t, fmt.Sprintf("r%04d", i))) })
 	}

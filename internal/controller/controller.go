@@ -143,45 +143,6 @@ func (c *controller) lead(ctx context.Context, st store.Lister) error {
 	return c.engine.Run(ctx)
 }
 
-// tendAgain is how long after an error a delivery is looked at again.
-const tendAgain = 2 * time.Second
-
-// tend admits what people have created, one after another, and lets go what has ended.
-func (c *controller) tend(ctx context.Context) {
-	events, err := c.store.Watch(ctx)
-	if err != nil {
-		c.o.Log.Error("new deliveries are not admitted", "error", err)
-		return
-	}
-	due := map[string]bool{}
-	for _, id := range c.store.All() {
-		due[id] = true
-	}
-	again := time.NewTimer(0)
-	defer again.Stop()
-	for {
-		select {
-		case e, ok := <-events:
-			if !ok {
-				return
-			}
-			due[e.ID] = true
-		case <-again.C:
-		}
-		for id := range due {
-			if err := c.store.Tend(ctx, id); err != nil {
-				if ctx.Err() != nil {
-					return
-				}
-				c.o.Log.Warn("a delivery could not be looked after; it is tried again", "delivery", id, "error", err)
-				again.Reset(tendAgain)
-				continue
-			}
-			delete(due, id)
-		}
-	}
-}
-
 // ready says why this process cannot take anything in. One that waits for its election can: callbacks are kept by all.
 func (c *controller) ready(context.Context) error { return nil }
 

@@ -1,9 +1,12 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/sluice-cd/sluice/api/v1alpha1"
 	"github.com/sluice-cd/sluice/internal/fault"
 )
 
@@ -34,13 +38,36 @@ func (s *Store) Tend(ctx context.Context, id string) error {
 	return nil
 }
 
-// All returns the names of all deliveries, also of those that nobody has admitted.
-func (s *Store) All() []string {
+// Tended reports whether nothing is to be done for a delivery but to carry it out.
+func (s *Store) Tended(id string) bool {
+	d := s.mirror.delivery(s.c.namespace, id)
+	return d == nil || d.Status.Revision > 0 && !(d.Status.Done && slices.Contains(d.Finalizers, finalizer))
+}
+
+// Untended returns the names of the deliveries that are not tended, oldest first.
+func (s *Store) Untended() []string {
+	var all []*v1alpha1.Delivery
+	for id, d := range s.mirror.all() {
+		if !s.Tended(id) {
+			all = append(all, d)
+		}
+	}
+	slices.SortFunc(all, func(a, b *v1alpha1.Delivery) int {
+		return cmp.Or(a.CreationTimestamp.Time.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+	})
 	var out []string
-	for id := range s.mirror.all() {
-		out = append(out, id)
+	for _, d := range all {
+		out = append(out, d.Name)
 	}
 	return out
+}
+
+// Application returns what a delivery delivers, "" where it is gone.
+func (s *Store) Application(id string) string {
+	if d := s.mirror.delivery(s.c.namespace, id); d != nil {
+		return d.Spec.Application
+	}
+	return ""
 }
 
 // Collect deletes parts of plans that no delivery owns an hour after they were made, until ctx ends.
