@@ -183,6 +183,10 @@ func (p *Platform) rehearse(ctx context.Context, all []manifest.Object, force bo
 			entries = append(entries, e)
 			continue
 		}
+		if err == nil && spent(w.live, o) {
+			entries = append(entries, e)
+			continue
+		}
 		w.force = force
 		if err == nil {
 			err = p.dryRun(ctx, w)
@@ -366,6 +370,9 @@ func refused(o manifest.Object, err error) error {
 
 // write applies one object.
 func (p *Platform) write(ctx context.Context, o manifest.Object, force bool) (*unstructured.Unstructured, error) {
+	if err := p.clearSpent(ctx, o); err != nil {
+		return nil, err
+	}
 	w, err := p.migrate(ctx, o)
 	if err != nil {
 		return nil, err

@@ -49,8 +49,9 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) int {
 	folder := filepath.Join(os.TempDir(), fmt.Sprintf("sluice-program-%d", os.Getpid()))
 	defer os.RemoveAll(folder)
-	build := exec.Command("go", "build", "-ldflags", "-s -w -linkmode external -extldflags -static", "-o", filepath.Join(folder, programName),
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", filepath.Join(folder, programName),
 		"github.com/sluice-cd/sluice/internal/platform/platformtest/program")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "the program of the tests cannot be built: %v\n%s", err, out)
 		return 1
