@@ -63,7 +63,8 @@ func (w *watcher) one(ctx context.Context, ref manifest.Ref, o *unstructured.Uns
 	all := w.podsOf(ref, o)
 	s.Stopped = true
 	for _, p := range all {
-		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+		// One that has ended and is being deleted still has its volumes.
+		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed || p.DeletionTimestamp != nil {
 			s.Stopped = false
 		}
 		if ready(p) && p.DeletionTimestamp == nil {
