@@ -138,6 +138,9 @@ type Keeper interface {
 	Kept(ctx context.Context, changes []Change) error
 }
 
+// OpenLabel is required of its pods by a Service that is closed, where a Service is closed by its selector.
+const OpenLabel = "sluice.dev/open"
+
 // Fencer is a Platform that can keep everybody from writing to a workload.
 type Fencer interface {
 	// Close pauses the Services of the workload: new and idle connections are held, not refused.

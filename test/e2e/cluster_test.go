@@ -129,6 +129,7 @@ func newClusters(t *testing.T) clusters {
 		k.staging.remove(k.prefix)
 	})
 	k.site = newSite(t, "")
+	k.wait = 8 * time.Minute // pods, snapshots and probes of a whole delivery, on a machine with other things to do
 	k.write("sluice.yaml", fmt.Sprintf(`
 accounts:
   prod: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev", limits: {memory: 512Mi}}}
@@ -381,9 +382,33 @@ data: {databases: [{name: orders, engine: mongodb, target: prod, workload: state
 	})
 }
 
-// upgrading writes a deploy file that rehearses an upgrade of production's database in staging and then does it, with more
-// manifests for production and steps of a canary after it.
-func (k clusters) upgrading(version, more string) string {
+// web are the manifests of an application at a version, as an inline of a deploy file.
+func web(version string) string {
+	return strings.ReplaceAll(fmt.Sprintf(`
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 2
+      containers:
+      - {name: web, image: "lab/tool:1", args: [http, %q], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}
+`, version), "\n", "\n      ")
+}
+
+// upgrading writes a deploy file that rehearses an upgrade of production's database in staging and then does it, with a canary
+// of the application that asks a person.
+func (k clusters) upgrading(version string) string {
 	return k.write("upgrade.yaml", fmt.Sprintf(`
 application: %[1]s
 targets:
@@ -396,17 +421,18 @@ targets:
   prod:
     account: prod
     namespace: %[1]s
+    strategy: asking
     constraints:
       dependsOn: [staging]
       beforeDeployment: [{checkpointData: {database: orders, name: before, ttl: {duration: 1, unit: hours}}}]
-      afterDeployment: [{pause: {untilApproved: true}}]
+strategies: {asking: {canary: {steps: [{pause: {untilApproved: true}}]}}}
 manifests:
-  - inline: |%[2]s%[3]s
+  - inline: |%[2]s
 data:
   databases:
     - {name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/",
        upgrade: {deadline: {duration: 5, unit: minutes}}}
-`, k.namespace(), mongoAt(version), more))
+`, k.namespace(), mongoAt(version)+web(version)))
 }
 
 // image is what production's database runs.
@@ -425,7 +451,7 @@ func (k clusters) image() string {
 func TestADatabaseIsUpgradedBehindAFence(t *testing.T) {
 	k := newClusters(t)
 	ns := k.namespace()
-	k.install(mongoAt("1.17"))
+	k.install(mongoAt("1.17") + web("1.17"))
 	orders := k.orders(k.prod, ns)
 	w := write(t, orders, 1)
 	w.wait(k.site, 300)
@@ -436,7 +462,7 @@ func TestADatabaseIsUpgradedBehindAFence(t *testing.T) {
 	volume := func() string { return k.prod.text(ns, "persistentvolumeclaims", "data-mongo-0", "spec", "volumeName") }
 	old := volume()
 
-	id := k.start(k.upgrading("1.24", ""))
+	id := k.start(k.upgrading("1.24"))
 	asking := func(d delivery) bool {
 		return d.step("prod/after/1-pause").Status == "AWAITING_APPROVAL" || d.Status == "AWAITING_APPROVAL"
 	}

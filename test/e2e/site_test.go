@@ -27,6 +27,7 @@ type site struct {
 	data   string
 	folder string // where commands are run
 	env    []string
+	wait   time.Duration // how long a delivery may take
 }
 
 // newSite makes one with a configuration. When the test ends, so must everything that ran there.
@@ -40,7 +41,7 @@ func newSite(t *testing.T, config string) *site {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, binary: sluiceBinary(t), dir: dir, data: filepath.Join(dir, "data"), folder: dir}
+	s := &site{t: t, binary: sluiceBinary(t), dir: dir, data: filepath.Join(dir, "data"), folder: dir, wait: within}
 	s.env = append(os.Environ(), "SLUICE_DATA="+s.data, "SLUICE_CONFIG="+s.path("sluice.yaml"), "SLUICE_COMPANIONS="+companions(t), "HOME="+dir)
 	s.write("sluice.yaml", config)
 	t.Cleanup(func() {
@@ -253,7 +254,7 @@ func (s *site) status(id string) delivery {
 // until waits until a delivery satisfies a condition. It is asked whenever the watch tells of something new.
 func (s *site) until(id, what string, is func(delivery) bool) delivery {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+	ctx, cancel := context.WithTimeout(context.Background(), s.wait)
 	defer cancel()
 	watch := s.command(ctx, "deploy", "watch", id)
 	out, err := watch.StdoutPipe()

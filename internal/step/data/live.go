@@ -3,6 +3,7 @@ package data
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -100,8 +101,13 @@ func (b base) live(ctx context.Context, p place, db plan.Database) (live, error)
 	if err != nil {
 		return l, err
 	}
+	selected := maps.Clone(l.template.Labels)
+	if selected == nil {
+		selected = map[string]string{}
+	}
+	selected[platform.OpenLabel] = "true" // one that a fence has closed is still one of its Services
 	for _, s := range all {
-		if s.Selects(l.template.Labels) {
+		if s.Selects(selected) {
 			l.services = append(l.services, s)
 		}
 	}

@@ -233,7 +233,11 @@ func (l *legs) oldApps(ctx context.Context) ([]manifest.Object, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, fresh(liveObject))
+		old := fresh(liveObject)
+		if old.GetKind() == "Service" {
+			inward(old)
+		}
+		out = append(out, old)
 	}
 	return out, nil
 }

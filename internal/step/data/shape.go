@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform"
 )
 
 // asCopies makes of a database's objects those of a copy that nobody else should see: one replica of the database itself, with
@@ -45,8 +46,10 @@ func inward(o manifest.Object) {
 		delete(spec, "clusterIP")
 		delete(spec, "clusterIPs")
 	}
-	ports, _ := spec["ports"].([]any)
-	for _, p := range ports {
+	if selector, ok := spec["selector"].(map[string]any); ok {
+		delete(selector, platform.OpenLabel)
+	}
+	for _, p := range list(spec["ports"]) {
 		if m, ok := p.(map[string]any); ok {
 			delete(m, "nodePort")
 		}

@@ -113,7 +113,7 @@ func TestACopyIsAloneInItsNamespace(t *testing.T) {
 apiVersion: v1
 kind: Service
 metadata: {name: mongo, annotations: {external-dns.alpha.kubernetes.io/hostname: mongo.example.org}}
-spec: {type: LoadBalancer, clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7], externalIPs: [192.0.2.1], selector: {app: mongo}, ports: [{port: 27017, nodePort: 30017}]}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7], externalIPs: [192.0.2.1], selector: {app: mongo, sluice.dev/open: "true"}, ports: [{port: 27017, nodePort: 30017}]}
 ---
 apiVersion: v1
 kind: Service
