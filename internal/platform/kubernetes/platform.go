@@ -30,7 +30,7 @@ const manager = kube.Manager
 const (
 	deliveryLabel = kube.DeliveryLabel
 	trackLabel    = "sluice.dev/track"
-	openLabel     = platform.OpenLabel // required by a closed Service, carried by no pod
+	openLabel     = platform.OpenLabel     // required by a closed Service, carried by no pod
 	canaryOf      = "sluice.dev/canary-of" // on a canary: the Deployment that it stands beside
 	startedBy     = "sluice.dev/started-by"
 	twinLabel     = "sluice.dev/twin"
