@@ -31,6 +31,8 @@ type recipe struct {
 	entrypoint []string
 	// module and pkg build the program, relative to the repository; where module is empty the program is one of the lab's.
 	module, pkg string
+	// with are programs of the lab beside it.
+	with []string
 	// debian are packages below the program.
 	debian []string
 }
@@ -46,6 +48,7 @@ func recipes() []recipe {
 		{name: CoreDNSImage, entrypoint: []string{"/coredns"}},
 		{name: "sluice:dev", entrypoint: []string{"/sluice"}, module: ".", pkg: "./cmd/sluice"},
 		{name: "lab/podmetrics:1", entrypoint: []string{"/podmetrics"}, module: "lab", pkg: "./podmetrics"},
+		{name: "lab/cmd-hook:1", entrypoint: []string{"/cmdhook"}, module: "lab", pkg: "./cmdhook", with: []string{"kubectl"}},
 		companion("ferretdb:1.17", "ferretdb-a"),
 		companion("ferretdb:1.24", "ferretdb-b"),
 		companion("shop:1", "shop", "web", "--release", "1"),
@@ -126,6 +129,9 @@ func (b *Builder) image(ctx context.Context, dir string, programs Programs, r re
 	case strings.Contains(program, "/"): // it comes with its Debian package
 	default:
 		i.Files[r.entrypoint[0]] = programs.Path(program)
+	}
+	for _, name := range r.with {
+		i.Files["/"+name] = programs.Path(name)
 	}
 	if len(r.debian) > 0 {
 		root, err := b.debian(ctx, filepath.Join(dir, "root"), r.debian)
