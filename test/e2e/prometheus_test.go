@@ -11,7 +11,18 @@ import (
 // prometheus starts the companion, which keeps its samples below the site's folder, and returns its address.
 func prometheus(s *site, args ...string) string {
 	s.t.Helper()
-	cmd := exec.Command(companion(s.t, "prometheus"), append([]string{"--listen", "127.0.0.1:0", "--data", s.path("samples")}, args...)...)
+	line := s.begin("prometheus", append([]string{"--listen", "127.0.0.1:0", "--data", s.path("samples")}, args...)...)
+	_, at, ok := strings.Cut(line, "listening on ")
+	if !ok {
+		s.t.Fatalf("the companion prometheus says %q", line)
+	}
+	return at
+}
+
+// begin starts a companion, which runs until the test ends, and returns the first line that it says.
+func (s *site) begin(name string, args ...string) string {
+	s.t.Helper()
+	cmd := exec.Command(companion(s.t, name), args...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -28,9 +39,5 @@ func prometheus(s *site, args ...string) string {
 		s.t.Fatal(err)
 	}
 	go func() { _, _ = io.Copy(io.Discard, out) }()
-	_, at, ok := strings.Cut(strings.TrimSpace(line), "listening on ")
-	if !ok {
-		s.t.Fatalf("the companion prometheus says %q", line)
-	}
-	return at
+	return strings.TrimSpace(line)
 }
