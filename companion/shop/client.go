@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -20,8 +19,10 @@ type client struct {
 	http *http.Client
 }
 
+// newClient connects anew for every request, as if each were another customer's: where connections are what is shared out
+// among versions, as a Service of a cluster does, so are the customers.
 func newClient(url string) *client {
-	return &client{url: strings.TrimRight(url, "/"), http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}}
+	return &client{url: strings.TrimRight(url, "/"), http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 }
 
 // reply is how one request ended.
@@ -87,8 +88,6 @@ func (c *client) once(ctx context.Context, r *reply, method, path string, body [
 	if err != nil {
 		return err
 	}
-	// An order has an id; the transport may send it again where the server closed an idle connection in the same moment.
-	req.Header.Set("Idempotency-Key", path+" "+strconv.Itoa(r.Tries))
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return err

@@ -125,7 +125,7 @@ func (s *stork) copy(ctx context.Context, claim *unstructured.Unstructured) (err
 		err = errors.Join(err, s.to.remove(after, snapshots(), s.to.namespace, name), s.to.remove(after, contents(), "", s.content()),
 			s.from.remove(after, snapshots(), s.from.namespace, name))
 	}()
-	handle, err := s.snapshot(ctx, name)
+	driver, handle, err := s.snapshot(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func (s *stork) copy(ctx context.Context, claim *unstructured.Unstructured) (err
 		text      string
 	}{
 		{contents(), "", fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotContent, metadata: {name: %s}, spec: {deletionPolicy: Retain,
-			driver: cow.csi.sluice.dev, source: {snapshotHandle: %q}, sourceVolumeMode: Filesystem, volumeSnapshotRef: {namespace: %s, name: %s}}}`, s.content(), handle, s.to.namespace, name)},
+			driver: %s, source: {snapshotHandle: %q}, sourceVolumeMode: Filesystem, volumeSnapshotRef: {namespace: %s, name: %s}}}`, s.content(), driver, handle, s.to.namespace, name)},
 		{snapshots(), s.to.namespace, fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {name: %s}, spec: {source: {volumeSnapshotContentName: %s}}}`, name, s.content())},
 		{claims(), s.to.namespace, fmt.Sprintf(`{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: %s}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: %s}},
 			dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: %s}}}`, name, size, name)},
@@ -184,11 +184,11 @@ func (s *stork) free(ctx context.Context, claim string) error {
 	return nil
 }
 
-// snapshot cuts production's claim and returns the handle by which the driver knows the cut.
-func (s *stork) snapshot(ctx context.Context, claim string) (string, error) {
+// snapshot cuts production's claim and returns the driver, and the handle by which it knows the cut.
+func (s *stork) snapshot(ctx context.Context, claim string) (driver, handle string, err error) {
 	if err := s.from.create(ctx, snapshots(), s.from.namespace, fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {name: %s},
 		spec: {source: {persistentVolumeClaimName: %s}}}`, claim, claim)); err != nil {
-		return "", err
+		return "", "", err
 	}
 	cut, err := s.from.await(ctx, snapshots(), s.from.namespace, claim, func(o *unstructured.Unstructured) (bool, error) {
 		if o == nil {
@@ -201,15 +201,19 @@ func (s *stork) snapshot(ctx context.Context, claim string) (string, error) {
 		return ready, err
 	})
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	name, _, _ := unstructured.NestedString(cut.Object, "status", "boundVolumeSnapshotContentName")
 	content, err := s.from.of(contents(), "").Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	handle, _, err := unstructured.NestedString(content.Object, "status", "snapshotHandle")
-	return handle, err
+	driver, _, err = unstructured.NestedString(content.Object, "spec", "driver")
+	if err != nil {
+		return "", "", err
+	}
+	handle, _, err = unstructured.NestedString(content.Object, "status", "snapshotHandle")
+	return driver, handle, err
 }
 
 // create makes one object of YAML.

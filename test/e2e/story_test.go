@@ -116,9 +116,10 @@ func (st *story) deliver(shop, migration string, args ...string) string {
 	st.write("manifests/copy.yaml", st.file("story/copy.yaml"))
 	st.write("manifests/database.yaml", st.shipped("database.yaml", "ferretdb:1.24"))
 	st.write("manifests/shop.yaml", st.shipped("shop.yaml", shop))
-	// A Job's template never changes, so each commit names its own; in production the database restarts meanwhile.
+	// A Job's template never changes, so each commit names its own. In production the database restarts while it runs, for
+	// the dialect applies both at once: a try that hangs on the old pod's address is given up.
 	st.write("manifests/migration.yaml", strings.NewReplacer("{name: migrate}", fmt.Sprintf("{name: migrate-%s}", strings.ToLower(rand.Text()[:6])),
-		"backoffLimit: 0", "backoffLimit: 4").Replace(st.shipped("migration.yaml", migration)))
+		"backoffLimit: 0", "backoffLimit: 4", "restartPolicy: Never", "restartPolicy: Never\n      activeDeadlineSeconds: 15").Replace(st.shipped("migration.yaml", migration)))
 	return st.start(st.path("deploy.yaml"), args...)
 }
 
@@ -265,11 +266,13 @@ func TestStoryOnClusters(t *testing.T) {
 		id := st.deliver("shop:2-rc1", "shop-migration:2")
 		st.until(id, "tested in staging", func(d delivery) bool { return d.step(integrationTests).Verdict == "pass" })
 		d := st.ended(id, "FAILED")
-		if s := d.step(atHalf); s.Verdict != "fail" || !strings.Contains(s.Message, "failed-percent") {
-			t.Errorf("the analysis at half of the traffic: %s\n%s", s.Message, d)
+		if !strings.Contains(d.Reason, atHalf+" of target Production: fail: failed-percent") {
+			t.Errorf("the analysis at half of the traffic did not find it\n%s", d)
 		}
-		if s := d.target("Production"); s != "ROLLED_BACK" {
-			t.Errorf("production is %s\n%s", s, d)
+		// The application goes back, and the database to its old version. The dialect has no way back for data: the volume
+		// stays with all that was ordered meanwhile, and the old version reads it.
+		if s := d.step("Production/deploy/apply"); s.Phase != "undone" || !strings.HasSuffix(d.Reason, "Production is back on the version before") {
+			t.Errorf("production did not go back\n%s", d)
 		}
 		if st.failed()["2-rc1"] == 0 {
 			t.Error("no customer met the release that fails")
