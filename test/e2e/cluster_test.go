@@ -51,9 +51,13 @@ func openCluster(t *testing.T, name, variable string) cluster {
 	return c
 }
 
-// of returns the objects of a kind of a namespace. The group may be left out for Kubernetes' first ones.
+// of returns the objects of a kind of a namespace: RESOURCE.GROUP/VERSION. The group may be left out for Kubernetes' first
+// ones, and version v1.
 func (c cluster) of(namespace, resource string) dynamic.ResourceInterface {
 	group, version := "", "v1"
+	if name, rest, ok := strings.Cut(resource, "/"); ok {
+		resource, version = name, rest
+	}
 	if name, rest, ok := strings.Cut(resource, "."); ok {
 		resource, group = name, rest
 	}

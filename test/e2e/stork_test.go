@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/apimachinery/pkg/watch"
 )
@@ -24,21 +23,18 @@ import (
 // whether it went well or not, and its volumes say why.
 type stork struct {
 	t        *testing.T
-	from, to *cluster
+	from, to *shopCluster
 	cut      func() // is called just before a volume is cut
 	done     sync.WaitGroup
 }
 
-func migrations() schema.GroupVersionResource {
-	return resource("stork.libopenstorage.org", "v1alpha1", "migrations")
-}
-func claims() schema.GroupVersionResource { return resource("", "v1", "persistentvolumeclaims") }
-func snapshots() schema.GroupVersionResource {
-	return resource("snapshot.storage.k8s.io", "v1", "volumesnapshots")
-}
-func contents() schema.GroupVersionResource {
-	return resource("snapshot.storage.k8s.io", "v1", "volumesnapshotcontents")
-}
+// What it works on.
+const (
+	migrations = "migrations.stork.libopenstorage.org/v1alpha1"
+	claims     = "persistentvolumeclaims"
+	snapshots  = "volumesnapshots.snapshot.storage.k8s.io"
+	contents   = "volumesnapshotcontents.snapshot.storage.k8s.io"
+)
 
 // start carries Migrations out until the test ends.
 func (s *stork) start() {
@@ -59,7 +55,7 @@ func (s *stork) start() {
 }
 
 func (s *stork) follow(ctx context.Context) error {
-	w, err := s.from.of(migrations(), s.from.namespace).Watch(ctx, metav1.ListOptions{})
+	w, err := s.from.of(s.from.namespace, migrations).Watch(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
@@ -84,7 +80,7 @@ func (s *stork) migrate(ctx context.Context, m *unstructured.Unstructured) error
 	if err := s.tell(ctx, m, map[string]any{"stage": "Volumes", "status": "InProgress"}); err != nil {
 		return err
 	}
-	all, err := s.from.of(claims(), s.from.namespace).List(ctx, metav1.ListOptions{})
+	all, err := s.from.of(s.from.namespace, claims).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
@@ -104,7 +100,7 @@ func (s *stork) migrate(ctx context.Context, m *unstructured.Unstructured) error
 
 func (s *stork) tell(ctx context.Context, m *unstructured.Unstructured, status map[string]any) error {
 	m.Object["status"] = status
-	now, err := s.from.of(migrations(), s.from.namespace).UpdateStatus(ctx, m, metav1.UpdateOptions{})
+	now, err := s.from.of(s.from.namespace, migrations).UpdateStatus(ctx, m, metav1.UpdateOptions{})
 	if err == nil {
 		*m = *now
 	}
@@ -122,14 +118,14 @@ func (s *stork) copy(ctx context.Context, claim *unstructured.Unstructured) (err
 	defer func() {
 		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		err = errors.Join(err, s.to.remove(after, snapshots(), s.to.namespace, name), s.to.remove(after, contents(), "", s.content()),
-			s.from.remove(after, snapshots(), s.from.namespace, name))
+		err = errors.Join(err, s.to.without(after, s.to.namespace, snapshots, name), s.to.without(after, "", contents, s.content()),
+			s.from.without(after, s.from.namespace, snapshots, name))
 	}()
 	driver, handle, err := s.snapshot(ctx, name)
 	if err != nil {
 		return err
 	}
-	if err := s.to.remove(ctx, claims(), s.to.namespace, name); err != nil {
+	if err := s.to.without(ctx, s.to.namespace, claims, name); err != nil {
 		return err
 	}
 	size, _, err := unstructured.NestedString(claim.Object, "spec", "resources", "requests", "storage")
@@ -137,21 +133,19 @@ func (s *stork) copy(ctx context.Context, claim *unstructured.Unstructured) (err
 		return err
 	}
 	for _, o := range []struct {
-		of        schema.GroupVersionResource
-		namespace string
-		text      string
+		resource, namespace, text string
 	}{
-		{contents(), "", fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotContent, metadata: {name: %s}, spec: {deletionPolicy: Retain,
+		{contents, "", fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshotContent, metadata: {name: %s}, spec: {deletionPolicy: Retain,
 			driver: %s, source: {snapshotHandle: %q}, sourceVolumeMode: Filesystem, volumeSnapshotRef: {namespace: %s, name: %s}}}`, s.content(), driver, handle, s.to.namespace, name)},
-		{snapshots(), s.to.namespace, fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {name: %s}, spec: {source: {volumeSnapshotContentName: %s}}}`, name, s.content())},
-		{claims(), s.to.namespace, fmt.Sprintf(`{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: %s}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: %s}},
+		{snapshots, s.to.namespace, fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {name: %s}, spec: {source: {volumeSnapshotContentName: %s}}}`, name, s.content())},
+		{claims, s.to.namespace, fmt.Sprintf(`{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: %s}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: %s}},
 			dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: %s}}}`, name, size, name)},
 	} {
-		if err := s.to.create(ctx, o.of, o.namespace, o.text); err != nil {
+		if err := s.to.create(ctx, o.namespace, o.resource, o.text); err != nil {
 			return err
 		}
 	}
-	_, err = s.to.await(ctx, claims(), s.to.namespace, name, func(o *unstructured.Unstructured) (bool, error) {
+	_, err = s.to.await(ctx, s.to.namespace, claims, name, func(o *unstructured.Unstructured) (bool, error) {
 		phase := ""
 		if o != nil {
 			phase, _, _ = unstructured.NestedString(o.Object, "status", "phase")
@@ -186,11 +180,11 @@ func (s *stork) free(ctx context.Context, claim string) error {
 
 // snapshot cuts production's claim and returns the driver, and the handle by which it knows the cut.
 func (s *stork) snapshot(ctx context.Context, claim string) (driver, handle string, err error) {
-	if err := s.from.create(ctx, snapshots(), s.from.namespace, fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {name: %s},
+	if err := s.from.create(ctx, s.from.namespace, snapshots, fmt.Sprintf(`{apiVersion: snapshot.storage.k8s.io/v1, kind: VolumeSnapshot, metadata: {name: %s},
 		spec: {source: {persistentVolumeClaimName: %s}}}`, claim, claim)); err != nil {
 		return "", "", err
 	}
-	cut, err := s.from.await(ctx, snapshots(), s.from.namespace, claim, func(o *unstructured.Unstructured) (bool, error) {
+	cut, err := s.from.await(ctx, s.from.namespace, snapshots, claim, func(o *unstructured.Unstructured) (bool, error) {
 		if o == nil {
 			return false, nil
 		}
@@ -204,7 +198,7 @@ func (s *stork) snapshot(ctx context.Context, claim string) (driver, handle stri
 		return "", "", err
 	}
 	name, _, _ := unstructured.NestedString(cut.Object, "status", "boundVolumeSnapshotContentName")
-	content, err := s.from.of(contents(), "").Get(ctx, name, metav1.GetOptions{})
+	content, err := s.from.of("", contents).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return "", "", err
 	}
@@ -217,11 +211,11 @@ func (s *stork) snapshot(ctx context.Context, claim string) (driver, handle stri
 }
 
 // create makes one object of YAML.
-func (c *cluster) create(ctx context.Context, of schema.GroupVersionResource, namespace, text string) error {
+func (c *shopCluster) create(ctx context.Context, namespace, resource, text string) error {
 	o := &unstructured.Unstructured{}
 	if err := yaml.Unmarshal([]byte(text), &o.Object); err != nil {
 		return err
 	}
-	_, err := c.of(of, namespace).Create(ctx, o, metav1.CreateOptions{})
+	_, err := c.of(namespace, resource).Create(ctx, o, metav1.CreateOptions{})
 	return err
 }

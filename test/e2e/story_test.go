@@ -30,7 +30,7 @@ const orders = 500 // of the shop when it opens
 // story is the shop on two clusters: production under load, staging of last week.
 type story struct {
 	*site
-	prod, staging *cluster
+	prod, staging *shopCluster
 	hooks         *receiver // the team's own tests, which are called like any service
 	name          string    // of the application and of its namespaces
 	read          int       // of the customers' log
@@ -40,9 +40,9 @@ type story struct {
 func newStory(t *testing.T) *story {
 	st := &story{hooks: newReceiver(t), name: "story-" + strings.ToLower(rand.Text()[:6])}
 	st.site = newSite(t, "accounts: {local: {kind: local}}\n")
-	st.prod, st.staging = newCluster(t, "LAB_KUBECONFIG", st.name), newCluster(t, "LAB_KUBECONFIG_STAGING", st.name)
+	st.prod, st.staging = newShopCluster(t, "prod", "LAB_KUBECONFIG", st.name), newShopCluster(t, "staging", "LAB_KUBECONFIG_STAGING", st.name)
 	st.prod.apply("stork", st.file("story/stork.yaml"))
-	for _, c := range []*cluster{st.prod, st.staging} {
+	for _, c := range []*shopCluster{st.prod, st.staging} {
 		c.apply("shop", st.shipped("database.yaml", "ferretdb:1.17")+"\n---\n"+st.shipped("shop.yaml", "shop:1"))
 		c.apply("hook", st.file("story/hook.yaml"))
 	}
@@ -60,7 +60,7 @@ secrets:
   hook-staging: {env: HOOK_STAGING}
   tests: {env: TESTS}
 server: {listen: "%s:0"}   # pods call back
-`, st.prod.kubeconfig, st.staging.kubeconfig, st.prod.address("prometheus"), st.prod.host))
+`, st.prod.file, st.staging.file, st.prod.address("prometheus"), st.prod.host))
 	st.write("deploy.yaml", st.file("story/deploy.yaml"))
 	st.shop("seed", "--database", st.database(st.prod), "--ledger", st.path("ledger"), "--orders", fmt.Sprint(orders))
 	if said := st.begin("shop", "load", "--url", "http://"+st.prod.address("web"), "--ledger", st.path("ledger"), "--log", st.path("requests")); said != "load begins" {
@@ -97,7 +97,7 @@ func (st *story) shipped(name, image string) string {
 		Replace(st.file(filepath.Join("../../internal/demo/files", name)))
 }
 
-func (st *story) database(c *cluster) string { return "mongodb://" + c.address("mongo") + "/shop" }
+func (st *story) database(c *shopCluster) string { return "mongodb://" + c.address("mongo") + "/shop" }
 
 // shop runs one of the shop's commands that has to succeed.
 func (st *story) shop(args ...string) []byte {
@@ -134,7 +134,7 @@ func (c checked) String() string {
 		strings.Join(slices.Concat(c.Missing, c.Differing), "; "))
 }
 
-func (st *story) check(c *cluster, ledger string) (checked, error) {
+func (st *story) check(c *shopCluster, ledger string) (checked, error) {
 	var r checked
 	// It fails where it finds something; then it has said what.
 	out, err := exec.Command(companion(st.t, "shop"), "check", "--url", st.database(c), "--ledger", st.path(ledger)).Output()
@@ -176,10 +176,10 @@ func (st *story) test(w http.ResponseWriter, h hook) {
 }
 
 // runs holds what a cluster runs.
-func (st *story) runs(c *cluster, database, shop string) {
+func (st *story) runs(c *shopCluster, database, shop string) {
 	st.t.Helper()
 	if d, s := c.image("StatefulSet", "mongo"), c.image("Deployment", "web"); d != database || s != shop {
-		st.t.Errorf("the cluster of %s runs %s and %s, and should run %s and %s", c.variable, d, s, database, shop)
+		st.t.Errorf("the cluster of %s runs %s and %s, and should run %s and %s", c.name, d, s, database, shop)
 	}
 }
 

@@ -4,11 +4,9 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,9 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 	watches "k8s.io/client-go/tools/watch"
 
@@ -29,41 +25,31 @@ import (
 	steps "github.com/sluice-cd/sluice/internal/step"
 )
 
-// cluster is one that exists: LAB_KUBECONFIG names production's, LAB_KUBECONFIG_STAGING the other. This machine must reach
-// their Services by their cluster addresses, and their pods this machine, as it is in the lab.
-type cluster struct {
-	t          *testing.T
-	variable   string // that names it
-	namespace  string
-	kubeconfig string
-	host       string // this machine, as the cluster's pods reach it
-	platform   *kubernetes.Platform
-	dynamic    dynamic.Interface
+// shopCluster is a cluster with a namespace for the shop. Its pods must reach this machine.
+type shopCluster struct {
+	cluster
+	namespace string
+	host      string // this machine, as the cluster's pods reach it
+	platform  *kubernetes.Platform
 }
 
-// newCluster makes a namespace in it, which goes with the test.
-func newCluster(t *testing.T, variable, namespace string) *cluster {
+// newShopCluster makes the namespace, which goes with the test.
+func newShopCluster(t *testing.T, name, variable, namespace string) *shopCluster {
 	t.Helper()
-	c := &cluster{t: t, variable: variable, namespace: namespace, kubeconfig: os.Getenv(variable)}
-	if c.kubeconfig == "" {
-		t.Fatalf("%s names no cluster: make lab-up starts two", variable)
-	}
-	config := kubernetes.Config{Account: variable, Kubeconfig: c.kubeconfig}
+	c := &shopCluster{cluster: openCluster(t, name, variable), namespace: namespace}
+	config := kubernetes.Config{Account: name, Kubeconfig: c.file}
 	credentials, err := kubernetes.Credentials(config)
 	if err != nil {
-		t.Fatal(err)
-	}
-	if c.platform, err = kubernetes.Connect(config); err != nil {
-		t.Fatal(err)
-	}
-	if c.dynamic, err = dynamic.NewForConfig(credentials); err != nil {
 		t.Fatal(err)
 	}
 	if c.host, err = facing(credentials.Host); err != nil {
 		t.Fatal(err)
 	}
+	if c.platform, err = kubernetes.Connect(config); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.remove(namespace) })
 	c.apply("namespace", fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s}}", namespace))
-	t.Cleanup(c.leave)
 	return c
 }
 
@@ -83,52 +69,25 @@ func facing(to string) (string, error) {
 	return host, err
 }
 
-func resource(group, version, name string) schema.GroupVersionResource {
-	return schema.GroupVersionResource{Group: group, Version: version, Resource: name}
-}
-
-// leave deletes the namespace and all that is in it. Pods that take their time to end would hold it for as long.
-func (c *cluster) leave() {
-	// The test's context has ended by now.
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	at, now := c.of(resource("", "v1", "namespaces"), ""), int64(0)
-	err := errors.Join(at.Delete(ctx, c.namespace, metav1.DeleteOptions{}),
-		c.of(resource("", "v1", "pods"), c.namespace).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}))
-	if err != nil {
-		c.t.Error(err)
-	}
-	if err := c.remove(ctx, resource("", "v1", "namespaces"), "", c.namespace); err != nil {
-		c.t.Error(err)
-	}
-}
-
-// remove deletes an object and waits until it is gone.
-func (c *cluster) remove(ctx context.Context, of schema.GroupVersionResource, namespace, name string) error {
-	err := c.of(of, namespace).Delete(ctx, name, metav1.DeleteOptions{})
+// without deletes an object and waits until it is gone.
+func (c *shopCluster) without(ctx context.Context, namespace, resource, name string) error {
+	err := c.of(namespace, resource).Delete(ctx, name, metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	_, err = c.await(ctx, of, namespace, name, func(o *unstructured.Unstructured) (bool, error) { return o == nil, nil })
+	_, err = c.await(ctx, namespace, resource, name, func(o *unstructured.Unstructured) (bool, error) { return o == nil, nil })
 	return err
 }
 
-func (c *cluster) of(of schema.GroupVersionResource, namespace string) dynamic.ResourceInterface {
-	if namespace == "" {
-		return c.dynamic.Resource(of)
-	}
-	return c.dynamic.Resource(of).Namespace(namespace)
-}
-
 // await watches an object until the condition holds. It is asked with nil where there is none.
-func (c *cluster) await(
-	ctx context.Context, of schema.GroupVersionResource, namespace, name string, holds func(*unstructured.Unstructured) (bool, error),
+func (c *shopCluster) await(
+	ctx context.Context, namespace, resource, name string, holds func(*unstructured.Unstructured) (bool, error),
 ) (*unstructured.Unstructured, error) {
 	only := fields.OneTermEqualSelector("metadata.name", name).String()
-	r := c.of(of, namespace)
+	r := c.of(namespace, resource)
 	lists := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = only
@@ -153,13 +112,13 @@ func (c *cluster) await(
 		return holds(last)
 	})
 	if err != nil {
-		err = fmt.Errorf("%s %s: %w; it was last %v", of.Resource, name, err, last)
+		err = fmt.Errorf("%s %s: %w; it was last %v", resource, name, err, last)
 	}
 	return last, err
 }
 
 // apply applies objects in the cluster's namespace and waits until they are ready.
-func (c *cluster) apply(key, text string) {
+func (c *shopCluster) apply(key, text string) {
 	c.t.Helper()
 	objects, err := manifest.Parse(key, []byte(text))
 	if err != nil {
@@ -182,7 +141,7 @@ func (c *cluster) apply(key, text string) {
 }
 
 // address returns HOST:PORT of a Service.
-func (c *cluster) address(service string) string {
+func (c *shopCluster) address(service string) string {
 	c.t.Helper()
 	o, err := c.platform.Get(c.t.Context(), manifest.Ref{Kind: "Service", Namespace: c.namespace, Name: service})
 	if err != nil {
@@ -196,7 +155,7 @@ func (c *cluster) address(service string) string {
 }
 
 // image returns what a workload's first container runs.
-func (c *cluster) image(kind, name string) string {
+func (c *shopCluster) image(kind, name string) string {
 	c.t.Helper()
 	o, err := c.platform.Get(c.t.Context(), manifest.Ref{Kind: kind, Namespace: c.namespace, Name: name})
 	if err != nil {
