@@ -16,6 +16,10 @@ import (
 // patience is how long an operation waits for a database that does not answer: longer than any fence stands.
 const patience = 15 * time.Minute
 
+// connecting is how long one connection may take. A pod that is gone answers nothing, not even that it is gone, so waiting
+// for it would outlast the pod that came in its place.
+const connecting = 3 * time.Second
+
 // store is the shop's database.
 type store struct {
 	client    *mongo.Client
@@ -36,7 +40,7 @@ func openStore(uri string) (*store, error) {
 	if name == "" {
 		return nil, errors.New("--database names no database: mongodb://HOST:PORT/shop")
 	}
-	c, err := mongo.Connect(options.Client().ApplyURI(uri).SetRetryWrites(false).SetServerSelectionTimeout(patience).SetConnectTimeout(patience))
+	c, err := mongo.Connect(options.Client().ApplyURI(uri).SetRetryWrites(false).SetServerSelectionTimeout(patience).SetConnectTimeout(connecting))
 	if err != nil {
 		return nil, fmt.Errorf("the database: %w", err)
 	}

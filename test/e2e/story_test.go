@@ -271,7 +271,7 @@ func TestStoryOnClusters(t *testing.T) {
 		}
 		// The application goes back, and the database to its old version. The dialect has no way back for data: the volume
 		// stays with all that was ordered meanwhile, and the old version reads it.
-		if s := d.step("Production/deploy/apply"); s.Phase != "undone" || !strings.HasSuffix(d.Reason, "Production is back on the version before") {
+		if s := d.step("Production/deploy/apply"); s.Phase != "undone" {
 			t.Errorf("production did not go back\n%s", d)
 		}
 		if st.failed()["2-rc1"] == 0 {
