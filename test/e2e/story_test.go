@@ -93,7 +93,7 @@ func (st *story) file(name string) string {
 // shipped is one of the demo's manifests, with an image.
 func (st *story) shipped(name, image string) string {
 	st.t.Helper()
-	return strings.NewReplacer("$(DATABASE)", image, "$(SHOP)", image, "$(MIGRATION)", image, "$(SEED)", "1", "$(ORDERS)", fmt.Sprint(orders)).
+	return strings.NewReplacer("$(DATABASE)", image, "$(SHOP)", image, "$(MIGRATION)", image, "$(LISTEN)", "0.0.0.0", "$(SEED)", "1", "$(ORDERS)", fmt.Sprint(orders)).
 		Replace(st.file(filepath.Join("../../internal/demo/files", name)))
 }
 
