@@ -130,11 +130,11 @@ func (p *Platform) probe(ctx context.Context, key string, i platform.Isolation, 
 		return nil, err
 	}
 	said, err := p.ended(ctx, i.Namespace, podName)
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
 	now := int64(0)
-	if gone := in.Delete(ctx, podName, metav1.DeleteOptions{GracePeriodSeconds: &now}); gone != nil && !apierrors.IsNotFound(gone) && err == nil {
+	// Nobody may wait any more, and still the pod has to go.
+	clearing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if gone := in.Delete(clearing, podName, metav1.DeleteOptions{GracePeriodSeconds: &now}); gone != nil && !apierrors.IsNotFound(gone) && err == nil {
 		err = failed(gone, "delete pod %s/%s", i.Namespace, podName)
 	}
 	if err != nil {
