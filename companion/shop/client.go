@@ -20,9 +20,10 @@ type client struct {
 }
 
 // newClient connects anew for every request, as if each were another customer's: where connections are what is shared out
-// among versions, as a Service of a cluster does, so are the customers.
+// among versions, as a Service of a cluster does, so are the customers. One whose connection is not taken tries another one.
 func newClient(url string) *client {
-	return &client{url: strings.TrimRight(url, "/"), http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	dial := (&net.Dialer{Timeout: time.Second}).DialContext
+	return &client{url: strings.TrimRight(url, "/"), http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
 // reply is how one request ended.
