@@ -46,18 +46,20 @@ func grid(margin float64) []float64 {
 	return g
 }
 
-// Look takes in the counters. The first look only sets where counting starts. A counter that has become smaller was
-// reset: what it shows is what came since.
+// Look takes in the counters. The first look only sets where counting starts, and so does one at which a counter has become
+// smaller: a process began anew, or a pod has left the sum. Nobody knows then how much came since the look before, and to
+// take the rest of a sum for it would tilt the ratio that everything is judged by.
 func (c *Counts) Look(o CountsOptions, l Look) {
 	g := grid(o.Margin)
 	if len(c.LogE) != len(g) {
 		c.LogE = make([]float64, len(g))
 	}
-	if !c.Started {
+	if !c.Started || l.below(c.Last) {
 		c.Started, c.Last = true, l
 		return
 	}
-	d := Look{since(c.Last.CanaryTotal, l.CanaryTotal), since(c.Last.CanaryBad, l.CanaryBad), since(c.Last.StableTotal, l.StableTotal), since(c.Last.StableBad, l.StableBad)}
+	d := Look{math.Round(l.CanaryTotal - c.Last.CanaryTotal), math.Round(l.CanaryBad - c.Last.CanaryBad),
+		math.Round(l.StableTotal - c.Last.StableTotal), math.Round(l.StableBad - c.Last.StableBad)}
 	c.Last = l
 	c.Canary, c.Bad, c.Stable, c.Worse = c.Canary+d.CanaryTotal, c.Bad+d.CanaryBad, c.Stable+d.StableTotal, c.Worse+d.StableBad
 	all := d.CanaryTotal + d.StableTotal
@@ -73,11 +75,9 @@ func (c *Counts) Look(o CountsOptions, l Look) {
 	c.Max = max(c.Max, c.E())
 }
 
-func since(before, now float64) float64 {
-	if now < before {
-		return math.Round(now)
-	}
-	return math.Round(now - before)
+// below reports whether a counter is smaller than it was.
+func (l Look) below(before Look) bool {
+	return l.CanaryTotal < before.CanaryTotal || l.CanaryBad < before.CanaryBad || l.StableTotal < before.StableTotal || l.StableBad < before.StableBad
 }
 
 // E is the evidence against the canary: 1 says nothing, 1/Alpha is enough.

@@ -126,8 +126,16 @@ func TestCountsVerdicts(t *testing.T) {
 		t.Errorf("50 requests: %q %s", v, m)
 	}
 	c.Look(usual, Look{CanaryTotal: 60, CanaryBad: 0, StableTotal: 500}) // both counters were reset
-	if c.Canary != 110 || c.Stable != 1000 || c.Bad != 0 {
+	if c.Canary != 50 || c.Stable != 500 || c.Bad != 0 {
 		t.Errorf("after a reset %+v", c)
+	}
+	c.Look(usual, Look{CanaryTotal: 120, CanaryBad: 0, StableTotal: 1000})
+	if c.Canary != 110 || c.Stable != 1000 || c.Bad != 0 {
+		t.Errorf("after the look that follows a reset %+v", c)
+	}
+	c.Look(usual, Look{CanaryTotal: 140, CanaryBad: 0, StableTotal: 600}) // a pod of many has gone with what it had counted
+	if c.Canary != 110 || c.Stable != 1000 {
+		t.Errorf("after a sum has become smaller %+v", c)
 	}
 	if v, m := c.Verdict(usual, true); v != delivery.Pass {
 		t.Errorf("%q: %s", v, m)
