@@ -64,7 +64,7 @@ manifests:
 		if r.code != 1 {
 			t.Errorf("%s ends with %d", command, r.code)
 		}
-		says(t, r.errs, "target second", "trafficManagement by istio needs a mesh: not on the local platform")
+		says(t, r.errs, "target second", "trafficManagement by istio needs a mesh, which is not built yet")
 	}
 	serve("1", "1")
 }
