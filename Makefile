@@ -7,7 +7,7 @@ COMPANIONS := prometheus ferretdb-a ferretdb-b shop
 # SLUICE_COMPANIONS tells tests and bin/sluice where the companion programs are.
 export SLUICE_COMPANIONS = $(BIN)
 
-.PHONY: build companions demo test test-fast lint fuzz bench-data clean $(COMPANIONS)
+.PHONY: build companions demo test test-fast lint fuzz clean $(COMPANIONS)
 
 build: companions ## bin/sluice and the programs beside it
 	@echo "building bin/sluice"
