@@ -49,8 +49,8 @@ type stepStatus struct {
 	Deployment    *deployment      `json:"deployment,omitempty"`
 	Phase         delivery.Phase   `json:"phase"`
 	Verdict       delivery.Verdict `json:"verdict,omitempty"`
-	Message       string           `json:"message,omitempty"` // of its run
-	Undo          string           `json:"undo,omitempty"`    // of its undo
+	Message       string           `json:"message,omitempty"`
+	Ran           *delivery.Ran    `json:"ran,omitempty"` // how it had ended, where it is or was undone since
 	Evidence      any              `json:"evidence,omitempty"`
 	Started       time.Time        `json:"startedAtIso8601,omitzero"`
 	Ended         time.Time        `json:"completedAtIso8601,omitzero"`
@@ -163,10 +163,7 @@ func statusOf(d store.Delivery) status {
 	for _, n := range d.Spec.Graph.Nodes {
 		st := d.Status.Nodes[n.Path]
 		e := stepStatus{Ref: n.Path, Status: stepWord(n, st), Type: n.Kind, Title: n.Title, DependsOn: n.After, Phase: st.Phase, Verdict: st.Verdict,
-			Message: st.Message, Started: st.Started, Ended: st.Ended}
-		if st.Ran != nil {
-			e.Message, e.Undo = st.Ran.Message, st.Message
-		}
+			Message: st.Message, Ran: st.Ran, Started: st.Started, Ended: st.Ended}
 		if e.Phase == "" {
 			e.Phase = delivery.StepPending
 		}

@@ -193,7 +193,7 @@ func TestUndone(t *testing.T) {
 		}
 	}
 	s := statusOf(d).Steps[1]
-	if s.Status != failed || s.Message != "it broke" || s.Undo != "taken back" {
+	if s.Status != failed || s.Message != "taken back" || s.Ran == nil || s.Ran.Message != "it broke" {
 		t.Errorf("%+v", s)
 	}
 }
