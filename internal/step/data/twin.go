@@ -129,10 +129,13 @@ func (b base) take(ctx context.Context, c step.Call, p place, db plan.Database, 
 	return k, nil
 }
 
+// soonReady is how long a database may take until a pod of it is ready, as after the death of what runs it.
+const soonReady = 10 * time.Second
+
 // running refuses to copy a database of which nothing runs: there is nobody whose writers could be held, nor who could say
 // what the copy must hold.
 func running(ctx context.Context, p place, db plan.Database, namespace string) error {
-	within, cancel := context.WithCancel(ctx)
+	within, cancel := context.WithTimeout(ctx, soonReady)
 	defer cancel()
 	ref := db.Workload
 	ref.Namespace = namespace
@@ -140,14 +143,24 @@ func running(ctx context.Context, p place, db plan.Database, namespace string) e
 	if err != nil {
 		return err
 	}
-	s, ok := <-states
+	known := false
+	var last platform.State
+	for s := range states {
+		if s.Replicas > 0 {
+			return nil
+		}
+		known, last = true, s
+		if !s.Exists || s.Failed {
+			break
+		}
+	}
 	switch {
-	case !ok:
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !known:
 		return fault.Newf(fault.Transient, "account %s does not tell how %s is", p.account, ref)
-	case s.Replicas > 0:
-		return nil
-	case s.Reason != "":
-		return fault.Newf(fault.Invalid, "no pod of %s is ready, so there is no running database to copy: %s: %s", ref, s.Reason, s.Message)
+	case last.Reason != "":
+		return fault.Newf(fault.Invalid, "no pod of %s is ready, so there is no running database to copy: %s: %s", ref, last.Reason, last.Message)
 	}
 	return fault.WithRemedy(fault.Newf(fault.Invalid, "no pod of %s is ready, so there is no running database to copy", ref), "start it, and look whether its selector matches its pods")
 }
