@@ -46,11 +46,12 @@ func (w *worker) locked(ctx context.Context, spec delivery.Spec) bool {
 	return w.held
 }
 
-// unlock gives the lock of a delivery that has ended back.
+// unlock gives the lock of a delivery that ends back.
 func (w *worker) unlock(ctx context.Context, spec delivery.Spec) {
 	if w.e.o.Locks == nil {
 		return
 	}
+	w.held, w.lock = false, time.Time{}
 	if err := w.e.o.Locks.Release(ctx, spec); err != nil && ctx.Err() == nil {
 		w.e.o.Log.Warn("the lock of an application is not given back; it runs out", "delivery", w.id, "error", err)
 	}

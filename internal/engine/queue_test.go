@@ -24,7 +24,7 @@ type running struct {
 	events <-chan store.Event
 }
 
-// run starts an engine on a new store; wrap may put something before the store.
+// run starts an engine on a new store; wrap may put something before the store, which may be locks as well.
 func run(t *testing.T, s step.Step, wrap func(engine.Store) engine.Store) *running {
 	t.Helper()
 	db, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "s.db"))
@@ -40,7 +40,8 @@ func run(t *testing.T, s step.Step, wrap func(engine.Store) engine.Store) *runni
 	if wrap != nil {
 		r.store = wrap(db)
 	}
-	r.Engine = engine.New(engine.Options{Store: r.store, Steps: map[string]step.Step{"fake": s}})
+	locks, _ := r.store.(engine.Locks)
+	r.Engine = engine.New(engine.Options{Store: r.store, Steps: map[string]step.Step{"fake": s}, Locks: locks})
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
 	t.Cleanup(func() {

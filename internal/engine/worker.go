@@ -60,7 +60,6 @@ func (w *worker) run(ctx context.Context) error {
 		}
 		kept = nil
 		if w.status.Done {
-			w.unlock(ctx, spec)
 			return nil
 		}
 		obs = nil
@@ -134,6 +133,10 @@ func (w *worker) step(ctx context.Context, obs []delivery.Observation) ([]delive
 		obs = append(obs, delivery.Observation{Kind: delivery.Signalled, Seq: s.Seq, Signal: &s.Signal})
 	}
 	next, actions := delivery.Next(d.Spec, d.Status, now, obs)
+	if next.Done {
+		// Nothing is left to do. Once that is kept nobody comes back to give the lock back.
+		w.unlock(ctx, d.Spec)
+	}
 	w.status = next
 	before, err := json.Marshal(d.Status)
 	if err != nil {
