@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,7 +37,17 @@ type recipe struct {
 	with []string
 	// debian are packages below the program.
 	debian []string
+	// older has the programs of an older PostgreSQL beside those of the packages, which lend it their libraries.
+	older bool
+	// path comes before the other folders of programs.
+	path string
 }
+
+// Where an image has the programs of PostgreSQL.
+const (
+	debianPostgres = "/usr/lib/postgresql/15"
+	olderPostgres  = "/usr/local/pgsql"
+)
 
 // recipes are all images, by the names that the manifests of the examples and the demo use.
 func recipes() []recipe {
@@ -60,7 +72,8 @@ func recipes() []recipe {
 		companion("shop-load:1", "shop", "load"),
 		companion("shop-check:1", "shop", "check"),
 		companion("shop-tests:1", "shop", "test"),
-		{name: "postgres:15", entrypoint: []string{"/tool"}, debian: []string{"postgresql-15"}},
+		{name: "postgres:15", entrypoint: []string{"/tool"}, debian: []string{"postgresql-15"}, path: debianPostgres + "/bin:"},
+		{name: "postgres:15.10", entrypoint: []string{"/tool"}, debian: []string{"postgresql-15"}, older: true, path: olderPostgres + "/bin:" + debianPostgres + "/bin:"},
 		{name: "prometheus:debian", entrypoint: []string{"/usr/bin/prometheus"}, debian: []string{"prometheus"}},
 	}
 }
@@ -114,7 +127,7 @@ func (b *Builder) Images(ctx context.Context, programs Programs, names []string)
 
 // image makes one archive. What was built in this call already is in built.
 func (b *Builder) image(ctx context.Context, dir string, programs Programs, r recipe, built map[string]bool) (string, error) {
-	i := image.Image{Names: []string{r.name}, Entrypoint: r.entrypoint, Env: []string{"PATH=/:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp"}, Files: map[string]string{}}
+	i := image.Image{Names: []string{r.name}, Entrypoint: r.entrypoint, Env: []string{"PATH=" + r.path + "/:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp"}, Files: map[string]string{}}
 	program := strings.TrimPrefix(r.entrypoint[0], "/")
 	switch {
 	case r.module != "":
@@ -132,6 +145,11 @@ func (b *Builder) image(ctx context.Context, dir string, programs Programs, r re
 	}
 	for _, name := range r.with {
 		i.Files["/"+name] = programs.Path(name)
+	}
+	if r.older {
+		if err := b.addOlderPostgres(ctx, i.Files); err != nil {
+			return "", err
+		}
 	}
 	if len(r.debian) > 0 {
 		root, err := b.debian(ctx, filepath.Join(dir, "root"), r.debian)
@@ -153,6 +171,22 @@ func (b *Builder) image(ctx context.Context, dir string, programs Programs, r re
 		return "", err
 	}
 	return path, removeOthers(filepath.Join(dir, stem+"-"+strings.Repeat("?", len(key))+".tar"), path)
+}
+
+// addOlderPostgres adds the files of the older PostgreSQL that the project's other tests start from.
+func (b *Builder) addOlderPostgres(ctx context.Context, files map[string]string) error {
+	top := filepath.Join(b.Source, "..")
+	if out, err := exec.CommandContext(ctx, filepath.Join(top, "test", "postgres")).CombinedOutput(); err != nil {
+		return fmt.Errorf("fetch the older PostgreSQL by test/postgres, which needs npm: %w\n%s", err, tail(string(out), 20))
+	}
+	dir := filepath.Join(top, ".cache", "postgres-old")
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		files[olderPostgres+strings.TrimPrefix(path, dir)] = path
+		return nil
+	})
 }
 
 // debian makes the tar of a root file system with packages, once.
@@ -181,8 +215,8 @@ func imageKey(i image.Image) (string, error) {
 	if err := json.NewEncoder(h).Encode(i); err != nil {
 		return "", err
 	}
-	for _, f := range i.Files {
-		content, err := os.ReadFile(f)
+	for _, name := range slices.Sorted(maps.Keys(i.Files)) {
+		content, err := os.ReadFile(i.Files[name])
 		if err != nil {
 			return "", err
 		}
