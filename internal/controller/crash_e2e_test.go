@@ -294,7 +294,10 @@ func TestKilledAfterEveryWrite(t *testing.T) {
 			if err := <-begun; err != nil {
 				t.Fatal(err)
 			}
-			go func() { done <- l.ends(t, "third") }()
+			go func() {
+				defer close(done) // also where it did not end, which is told by then
+				done <- l.ends(t, "third")
+			}()
 		}
 		select {
 		case err := <-gone:
@@ -303,7 +306,10 @@ func TestKilledAfterEveryWrite(t *testing.T) {
 				t.Fatalf("the controller ended by itself: %v", err)
 			}
 			kills++
-		case got := <-done:
+		case got, ok := <-done:
+			if !ok {
+				t.FailNow()
+			}
 			ended = true
 			if len(got.Status.Nodes) != len(want.Status.Nodes) {
 				t.Errorf("%d steps, %d of the undisturbed one", len(got.Status.Nodes), len(want.Status.Nodes))
