@@ -216,6 +216,10 @@ func writeStatus(w io.Writer, d store.Delivery) error {
 		fmt.Fprintf(&b, "no further step starts until: sluice deploy resume %s\n", s.ID)
 	}
 	for _, n := range awaiting(d) {
+		if st := d.Status.Nodes[n.Path]; st.Held && st.Verdict == delivery.Error {
+			fmt.Fprintf(&b, "%s is held by an error: sluice deploy retry %s tries it again, sluice deploy approve %[2]s %[3]s goes on without it\n", n.Title, s.ID, quoted(n.Path))
+			continue
+		}
 		fmt.Fprintf(&b, "%s waits for a person: sluice deploy approve %s %s\n", n.Title, s.ID, quoted(n.Path))
 	}
 	for _, t := range s.Targets {

@@ -133,6 +133,14 @@ prod eu: NOT_STARTED
 	if b.String() != want {
 		t.Errorf("it is shown as\n%s", b.String())
 	}
+	held := "promote the canary is held by an error: sluice deploy retry 0123456789abcdef tries it again, sluice deploy approve 0123456789abcdef staging/deploy/promote goes on without it\n"
+	b.Reset()
+	if err := writeStatus(&b, set(d, "staging/deploy/promote", delivery.NodeStatus{Phase: delivery.StepWaiting, Held: true, Verdict: delivery.Error})); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(b.String(), held) {
+		t.Errorf("a step that an error holds is shown as\n%s", b.String())
+	}
 }
 
 // Plain lines tell what has changed and, now and then, how far a step is; a terminal has one more line for that.

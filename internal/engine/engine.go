@@ -94,7 +94,7 @@ func (e *Engine) Start(ctx context.Context, spec delivery.Spec) error {
 	}
 	if e.o.Locks != nil && !spec.EnqueueOne {
 		// Whoever starts it is told at once.
-		if _, err := e.o.Locks.Take(ctx, spec); err != nil {
+		if _, err := e.take(ctx, spec); err != nil {
 			return err
 		}
 	}

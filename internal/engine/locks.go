@@ -21,6 +21,24 @@ type Locks interface {
 // lockAgain is how long after an error a lock is tried again.
 const lockAgain = 10 * time.Second
 
+// take locks what a delivery goes to. A delivery of this store that has ended has no use for a lock any more: it could not give
+// it back where the cluster was away.
+func (e *Engine) take(ctx context.Context, spec delivery.Spec) (time.Time, error) {
+	again, err := e.o.Locks.Take(ctx, spec)
+	running, ok := errors.AsType[*store.ErrRunning](err)
+	if !ok {
+		return again, err
+	}
+	other, missing := e.o.Store.Load(ctx, running.ID)
+	if missing != nil || !other.Status.Done {
+		return again, err
+	}
+	if err := e.o.Locks.Release(ctx, other.Spec); err != nil {
+		return again, err
+	}
+	return e.o.Locks.Take(ctx, spec)
+}
+
 // locked reports whether what the delivery goes to is its own. Until it is, no step is entered.
 func (w *worker) locked(ctx context.Context, spec delivery.Spec) bool {
 	if w.e.o.Locks == nil {
@@ -30,7 +48,7 @@ func (w *worker) locked(ctx context.Context, spec delivery.Spec) bool {
 	if now.Before(w.lock) {
 		return w.held
 	}
-	again, err := w.e.o.Locks.Take(ctx, spec)
+	again, err := w.e.take(ctx, spec)
 	if err == nil {
 		w.held, w.lock = true, again
 		return true

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/engine"
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/store"
 )
 
@@ -18,6 +19,7 @@ type lock struct {
 	mu     sync.Mutex
 	holder string
 	ended  map[string]string
+	away   bool // nothing is given back
 }
 
 func (l *lock) Take(_ context.Context, spec delivery.Spec) (time.Time, error) {
@@ -33,6 +35,9 @@ func (l *lock) Take(_ context.Context, spec delivery.Spec) (time.Time, error) {
 func (l *lock) Release(_ context.Context, spec delivery.Spec) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.away {
+		return fault.Newf(fault.Transient, "the cluster is away")
+	}
 	if l.holder == spec.ID {
 		l.holder = ""
 	}
@@ -71,4 +76,20 @@ func TestLockOfAnEndedDelivery(t *testing.T) {
 			t.Errorf("when the end of %s was kept (%t) the lock was held by %q", id, ok, holder)
 		}
 	}
+}
+
+// TestLockOfOneThatCouldNotGiveItBack starts a delivery after one whose cluster was away when it ended.
+func TestLockOfOneThatCouldNotGiveItBack(t *testing.T) {
+	l := &lock{ended: map[string]string{}, away: true}
+	r := run(t, &fake{}, func(s engine.Store) engine.Store { l.Store = s; return l })
+	r.start("a", false, "x")
+	r.until("a", done)
+	l.mu.Lock()
+	if l.holder != "a" {
+		t.Errorf("the lock is held by %q", l.holder)
+	}
+	l.away = false
+	l.mu.Unlock()
+	r.start("b", false, "x")
+	r.until("b", done)
 }
