@@ -4,12 +4,9 @@ package kubernetes
 
 import (
 	"context"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,93 +14,25 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/kube/kubetest"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
 
-// wire is a connection to the API server that the test can cut and mend.
-type wire struct {
-	t  *testing.T
-	to string
-	at string
-
-	mu       sync.Mutex
-	listener net.Listener
-	open     map[net.Conn]bool
-}
-
-func newWire(t *testing.T, to string) *wire {
+// reachedBy returns the same cluster, reached by a wire.
+func reachedBy(t *testing.T, w *kubetest.Wire, p *Platform) *Platform {
 	t.Helper()
-	w := &wire{t: t, to: to, at: "127.0.0.1:0", open: map[net.Conn]bool{}}
-	w.mend()
-	t.Cleanup(w.cut)
-	return w
-}
-
-// mend lets connections through again, at the address that they went to before.
-func (w *wire) mend() {
-	w.t.Helper()
-	l, err := net.Listen("tcp", w.at)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.mu.Lock()
-	w.listener, w.at = l, l.Addr().String()
-	w.mu.Unlock()
-	go func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return
-			}
-			far, err := net.Dial("tcp", w.to)
-			if err != nil {
-				near.Close()
-				continue
-			}
-			w.mu.Lock()
-			w.open[near], w.open[far] = true, true
-			w.mu.Unlock()
-			go func() { _, _ = io.Copy(far, near); far.Close() }()
-			go func() { _, _ = io.Copy(near, far); near.Close() }()
-		}
-	}()
-}
-
-// cut ends every connection and refuses new ones.
-func (w *wire) cut() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.listener.Close()
-	for c := range w.open {
-		c.Close()
-	}
-	clear(w.open)
-}
-
-// through returns the same cluster, reached by the wire.
-func (w *wire) through(p *Platform) *Platform {
-	w.t.Helper()
 	config := rest.CopyConfig(p.config)
 	at, err := url.Parse(config.Host)
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
-	config.Host, config.TLSClientConfig.ServerName = "https://"+w.at, at.Hostname()
+	config.Host, config.TLSClientConfig.ServerName = "https://"+w.At(), at.Hostname()
 	far, err := connect(Config{Account: "far"}, config)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return far
-}
-
-func hostOf(t *testing.T, p *Platform) string {
-	t.Helper()
-	at, err := url.Parse(p.config.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return at.Host
+	return far
 }
 
 // TestUnreachableMidCanary cuts the way to the cluster while a canary grows: the call ends by itself with the reason, the stable
@@ -111,8 +40,8 @@ func hostOf(t *testing.T, p *Platform) string {
 func TestUnreachableMidCanary(t *testing.T) {
 	s := newShop(t)
 	refs := []manifest.Ref{web}
-	w := newWire(t, hostOf(t, s.Platform))
-	far := w.through(s.Platform)
+	w := kubetest.NewWire(t, s.config.Host)
+	far := reachedBy(t, w, s.Platform)
 	changes, err := far.StartCanary(s.ctx, "d1/start", s.next, inNS)
 	s.must(err)
 	s.ready(time.Minute)
@@ -127,7 +56,7 @@ func TestUnreachableMidCanary(t *testing.T) {
 		return err == nil && n == 3
 	}
 	s.must(s.await(s.ctx, manifest.Ref{Kind: "Deployment", Namespace: ns, Name: canary.GetName()}, grown))
-	w.cut()
+	w.Cut()
 	cut := time.Now()
 	select {
 	case err = <-done:
@@ -149,7 +78,7 @@ func TestUnreachableMidCanary(t *testing.T) {
 			t.Errorf("a request was answered with %s", resp.Status)
 		}
 	}
-	w.mend()
+	w.Mend()
 	s.must(far.SetWeight(s.ctx, "d1/75", refs, 75))
 	s.ready(time.Minute)
 	s.settles(webService, "once it is reached again", 55, 92)
