@@ -222,6 +222,7 @@ type Isolator interface {
 // Isolation says whose pods are kept from whom.
 type Isolation struct {
 	Namespace string
+	Own       bool // the namespace is one of Sluice's: made where there is none, and refused where somebody else made it
 	Delivery  string
 	Labels    map[string]string // of the pods
 	Others    []Endpoint

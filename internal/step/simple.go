@@ -100,6 +100,9 @@ func Ready(s platform.State) bool { return s.Exists && s.Ready }
 // Stopped reports whether nothing of the object runs.
 func Stopped(s platform.State) bool { return !s.Exists || s.Stopped }
 
+// Gone reports whether there is nothing of the object any more, so that another one can have its name.
+func Gone(s platform.State) bool { return !s.Exists }
+
 // verdict turns an error of the change itself into the verdict fail. What may work later stays an error; so does a missing
 // privilege, as credentials that have expired are: nothing is wrong with the new version, and a rollback would lack it too.
 func verdict(ctx context.Context, err error) (Outcome, error) {

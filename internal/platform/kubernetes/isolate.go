@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/kube"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
 
@@ -32,6 +33,11 @@ const probeWithin = 3 * time.Minute
 // and a pod with the same labels tries to reach the others. Not every cluster enforces NetworkPolicies, so that only the
 // attempt tells.
 func (p *Platform) Isolate(ctx context.Context, key string, i platform.Isolation) ([]string, error) {
+	if i.Own {
+		if err := kube.OwnNamespace(ctx, p.dynamic, p.c.Account, i.Namespace, i.Delivery); err != nil {
+			return nil, err
+		}
+	}
 	if err := p.restrict(ctx, i); err != nil {
 		return nil, err
 	}

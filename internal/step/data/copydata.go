@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -94,36 +96,20 @@ func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err := c.Save(ctx, s); err != nil {
 		return step.Outcome{}, err
 	}
-	if s.Cut == nil {
-		if err := st.cutSource(ctx, c, p, a, live, &s); err != nil {
-			return step.Outcome{}, err
-		}
+	sides := copying{from: p, to: to}
+	if sides.theirs, err = exists(ctx, to, manifest.Ref{Kind: "Namespace", Name: a.To.Namespace}); err != nil {
+		return step.Outcome{}, err
 	}
-	others, err := st.others(ctx, a.Database)
+	if sides.others, err = st.others(ctx, a.Database); err != nil {
+		return step.Outcome{}, err
+	}
+	took, err := st.makeTwins(ctx, c, sides, a, live, target, &s)
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	sides := copying{from: p, to: to, others: others}
-	if err := st.makeRoom(ctx, c, sides, a, target, &s); err != nil {
-		return step.Outcome{}, err
-	}
-	if err := st.recover(ctx, c, sides, a, live, &s); err != nil {
-		return step.Outcome{}, err
-	}
-	if err := st.candidate(ctx, c, sides, a, target, &s); err != nil {
-		return step.Outcome{}, err
-	}
-	base, err := to.find(ctx, c.Delivery, s.baseID(c.Key))
-	if err != nil {
-		return step.Outcome{}, err
-	}
-	err = st.raise(ctx, c, to, a.Database, raising{namespace: s.Control.Namespace, others: others, from: base, workload: live.workload, objects: live.bundle(),
-		role: database.Control, copyID: c.Key + "/control", upKey: fmt.Sprintf("%s/control/up/%d", c.Key, s.Try), timeout: a.Timeout})
-	if err != nil {
-		return step.Outcome{}, fmt.Errorf("control: %w", err)
-	}
-	out := step.Done(delivery.Pass, fmt.Sprintf("twins of %s: %s", a.Database.Name, s.Cut))
+	out := step.Done(delivery.Pass, fmt.Sprintf("twins of %s: %s; %s", a.Database.Name, s.Cut, took))
 	out.Evidence = map[string]any{"level": s.Cut.Level, "method": s.Cut.Method, "bytes": s.Cut.Bytes, "heldMillis": s.Cut.Held.Milliseconds(),
+		"recoverMillis": took.base.Milliseconds(), "twinsMillis": took.twins.Milliseconds(),
 		"relations": len(s.Cut.Census.Relations), "version": live.images(), "notes": append(s.Cut.Notes, s.Launch.Notes...)}
 	return out, nil
 }
@@ -131,7 +117,70 @@ func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 // copying is where a copy comes from and goes to.
 type copying struct {
 	from, to place
+	theirs   bool                // the target's namespace was there before
 	others   []platform.Endpoint // what no copy must reach
+}
+
+// phases are how long the parts of a copy took that come after the cut.
+type phases struct{ base, twins time.Duration }
+
+func (t phases) String() string { return fmt.Sprintf("recovered in %s, twins in %s", t.base, t.twins) }
+
+// makeTwins makes the copies one of another: the cut, the base, and of that the twins side by side. That their quarantines hold is
+// proven meanwhile.
+func (st copyData) makeTwins(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, l live, target workload, s *copied) (took phases, err error) {
+	base, control, candidate := st.raisings(c, sides, a, l, target, s)
+	proofs := &proofs{base: st.base, c: c, p: sides.to, db: a.Database}
+	ctx, end := proofs.begin(ctx)
+	defer end()
+	if !s.Based {
+		base.isolated = proofs.of(ctx, base)
+	}
+	control.isolated = proofs.of(ctx, control)
+	if s.Cut == nil {
+		if err := st.cutSource(ctx, c, sides.from, a, l, s); err != nil {
+			return took, err
+		}
+	}
+	began := time.Now()
+	free, err := st.makeRoom(ctx, c, sides, a, target, s)
+	if err != nil {
+		return took, err
+	}
+	if free && !s.Candidate {
+		candidate.isolated = proofs.of(ctx, candidate)
+	}
+	if err := st.recover(ctx, c, sides, a, base, s); err != nil {
+		return took, err
+	}
+	took.base, began = since(began), time.Now()
+	from, err := sides.to.find(ctx, c.Delivery, s.baseID(c.Key))
+	if err != nil {
+		return took, err
+	}
+	control.from, candidate.from = from, from
+	twins, within := errgroup.WithContext(ctx)
+	twins.Go(func() error { return st.candidate(within, c, sides, a, candidate, s) })
+	twins.Go(func() error {
+		if err := st.raise(within, c, sides.to, a.Database, control); err != nil {
+			return fmt.Errorf("control: %w", err)
+		}
+		return nil
+	})
+	err = twins.Wait()
+	took.twins = since(began)
+	return took, err
+}
+
+// raisings say how the copies are started, but for what they are cloned from.
+func (st copyData) raisings(c step.Call, sides copying, a plan.CopyArgs, l live, target workload, s *copied) (base, control, candidate raising) {
+	base = raising{namespace: beside(a.To, "base").Namespace, others: sides.others, workload: l.workload, objects: l.bundle(), role: database.Control,
+		copyID: s.baseID(c.Key), upKey: fmt.Sprintf("%s/base/up/%d", c.Key, s.Try), timeout: a.Timeout}
+	control = base
+	control.namespace, control.copyID, control.upKey = s.Control.Namespace, c.Key+"/control", fmt.Sprintf("%s/control/up/%d", c.Key, s.Try)
+	candidate = raising{namespace: a.To.Namespace, theirs: sides.theirs, replace: a.Replace, others: sides.others, workload: target,
+		role: database.Candidate, copyID: c.Key + "/candidate"}
+	return base, control, candidate
 }
 
 // reaches refuses copies that no driver carries: a directory of this machine is behind the claims of its own account only.
@@ -172,23 +221,28 @@ func cutID(key string, try int) string { return fmt.Sprintf("%s/cut/%d", key, tr
 
 // makeRoom stops the target's workload and deletes the copies of an earlier delivery where claims are volumes: the claims
 // of the base bear the same names in every delivery, and the earlier base cannot go before what was cloned from it. A
-// directory has a name of its own, so there the earlier candidate runs until the next one is ready.
-func (st copyData) makeRoom(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, target workload, s *copied) error {
+// directory has a name of its own, so there the earlier candidate runs until the next one is ready. It reports whether nothing
+// of the target's workload runs now.
+func (st copyData) makeRoom(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, target workload, s *copied) (free bool, err error) {
 	if _, directories := sides.to.Platform.(volume.Binder); directories || s.Based {
-		return nil
+		return false, nil
 	}
-	if err := st.noteEarlier(ctx, c, sides, a, target, s); err != nil || len(s.Earlier) == 0 {
-		return err
+	if err := st.noteEarlier(ctx, c, sides, a, target, s); err != nil {
+		return false, err
+	}
+	if len(s.Earlier) == 0 {
+		there, err := exists(ctx, sides.to, target.ref(a.To.Namespace))
+		return !there, err
 	}
 	if err := st.vacate(ctx, c, sides.to, target.ref(a.To.Namespace), s.Try); err != nil {
-		return err
+		return false, err
 	}
-	return sides.forget(ctx, s.Earlier)
+	return true, sides.forget(ctx, s.Earlier)
 }
 
 // recover makes the base: production's own version starts on a clone of the copy, is held against the census, and is
 // stopped cleanly.
-func (st copyData) recover(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, l live, s *copied) error {
+func (st copyData) recover(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, r raising, s *copied) error {
 	if s.Based {
 		return nil
 	}
@@ -197,13 +251,11 @@ func (st copyData) recover(ctx context.Context, c step.Call, sides copying, a pl
 	if err != nil {
 		return err
 	}
-	at := beside(a.To, "base")
-	r := raising{namespace: at.Namespace, others: sides.others, from: from, workload: l.workload, objects: l.bundle(), role: database.Control,
-		copyID: s.baseID(c.Key), upKey: fmt.Sprintf("%s/base/up/%d", c.Key, s.Try), timeout: a.Timeout}
+	r.from = from
 	if err := st.raise(ctx, c, p, a.Database, r); err != nil {
 		return fmt.Errorf("recover the copy: %w", err)
 	}
-	server, err := st.open(ctx, p, a.Database, at.Namespace)
+	server, err := st.open(ctx, p, a.Database, r.namespace)
 	if err != nil {
 		return err
 	}
@@ -214,7 +266,7 @@ func (st copyData) recover(ctx context.Context, c step.Call, sides copying, a pl
 	if err != nil {
 		return err
 	}
-	if err := st.stop(ctx, c, p, at.Namespace, r.objects, fmt.Sprintf("%s/base/down/%d", c.Key, s.Try)); err != nil {
+	if err := st.stop(ctx, c, p, r.namespace, r.objects, fmt.Sprintf("%s/base/down/%d", c.Key, s.Try)); err != nil {
 		return err
 	}
 	s.Based = true
@@ -223,27 +275,18 @@ func (st copyData) recover(ctx context.Context, c step.Call, sides copying, a pl
 
 // candidate binds the claims that the target's workload mounts to a clone of the base. What ran on them is stopped
 // first, and copies that an earlier delivery left there are deleted.
-func (st copyData) candidate(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, target workload, s *copied) error {
+func (st copyData) candidate(ctx context.Context, c step.Call, sides copying, a plan.CopyArgs, r raising, s *copied) (err error) {
 	if s.Candidate {
 		return sides.forget(ctx, s.Earlier)
 	}
 	p := sides.to
-	if err := st.noteEarlier(ctx, c, sides, a, target, s); err != nil {
+	if err := st.noteEarlier(ctx, c, sides, a, r.workload, s); err != nil {
 		return err
 	}
-	if err := st.vacate(ctx, c, p, target.ref(a.To.Namespace), s.Try); err != nil {
+	if err := st.vacate(ctx, c, p, r.workload.ref(r.namespace), s.Try); err != nil {
 		return err
 	}
-	base, err := p.find(ctx, c.Delivery, s.baseID(c.Key))
-	if err != nil {
-		return err
-	}
-	there, err := exists(ctx, p, manifest.Ref{Kind: "Namespace", Name: a.To.Namespace})
-	if err != nil {
-		return err
-	}
-	if s.Launch, err = st.ready(ctx, c, p, a.Database, raising{namespace: a.To.Namespace, theirs: there, replace: a.Replace, others: sides.others, from: base,
-		workload: target, role: database.Candidate, copyID: c.Key + "/candidate"}); err != nil {
+	if s.Launch, err = st.ready(ctx, c, p, a.Database, r); err != nil {
 		return err
 	}
 	s.Candidate = true

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -191,15 +192,52 @@ func (l live) ports() []int32 {
 
 // isolate keeps the pods of a copy from everything else, before the first of them starts. Where the cluster's network does not
 // enforce that, and production can be reached from there, it stops unless that was accepted in writing.
-func (b base) isolate(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, w workload, others []platform.Endpoint, key string) error {
+func (b base) isolate(ctx context.Context, c step.Call, p place, db plan.Database, r raising) error {
 	i, ok := p.Platform.(platform.Isolator)
 	if !ok {
 		return nil
 	}
-	reached, err := i.Isolate(ctx, key, platform.Isolation{Namespace: namespace, Delivery: c.Delivery, Labels: w.template.Labels, Others: others})
+	reached, err := i.Isolate(ctx, r.copyID+"/probe", platform.Isolation{Namespace: r.namespace, Own: !r.theirs, Delivery: c.Delivery,
+		Labels: r.workload.template.Labels, Others: r.others})
 	if err != nil || len(reached) == 0 {
 		return err
 	}
-	return fault.WithRemedy(fault.Newf(fault.Denied, "a pod of a copy of %s in namespace %s reaches production: %s", db.Name, namespace, strings.Join(reached, ", ")),
+	return fault.WithRemedy(fault.Newf(fault.Denied, "a pod of a copy of %s in namespace %s reaches production: %s", db.Name, r.namespace, strings.Join(reached, ", ")),
 		"copy into a cluster whose network enforces NetworkPolicies, or accept it in writing with `quarantine: unenforced` at the database")
+}
+
+// proofs prove that the quarantines of several copies hold, while the copies are made.
+type proofs struct {
+	base
+	c       step.Call
+	p       place
+	db      plan.Database
+	running sync.WaitGroup
+}
+
+// begin returns the context of all, and what ends them.
+func (f *proofs) begin(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	return ctx, func() {
+		cancel()
+		f.running.Wait()
+	}
+}
+
+// of begins to prove the quarantine of a copy. What it returns waits for the proof.
+func (f *proofs) of(ctx context.Context, r raising) func(context.Context) error {
+	done := make(chan struct{})
+	var err error
+	f.running.Go(func() {
+		defer close(done)
+		err = f.isolate(ctx, f.c, f.p, f.db, r)
+	})
+	return func(ctx context.Context) error {
+		select {
+		case <-done:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

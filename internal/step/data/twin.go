@@ -168,9 +168,10 @@ func running(ctx context.Context, p place, db plan.Database, namespace string) e
 // raising is how a copy of a database is started.
 type raising struct {
 	namespace string
-	replace   bool                // claims there that Sluice did not make are replaced
-	theirs    bool                // the namespace was there before, and is not one of Sluice's
-	others    []platform.Endpoint // what it must not reach
+	replace   bool                        // claims there that Sluice did not make are replaced
+	theirs    bool                        // the namespace was there before, and is not one of Sluice's
+	others    []platform.Endpoint         // what it must not reach
+	isolated  func(context.Context) error // tells when that is proven; nil: nobody has begun to prove it
 	from      volume.Copy
 	workload  workload
 	objects   []manifest.Object
@@ -212,7 +213,10 @@ func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database,
 		}
 		return err
 	})
-	g.Go(func() error { return b.isolate(within, c, p, db, r.namespace, r.workload, r.others, r.copyID+"/probe") })
+	if r.isolated == nil {
+		r.isolated = func(ctx context.Context) error { return b.isolate(ctx, c, p, db, r) }
+	}
+	g.Go(func() error { return r.isolated(within) })
 	return launch, g.Wait()
 }
 
@@ -230,7 +234,8 @@ func (b base) start(ctx context.Context, c step.Call, p place, db plan.Database,
 	return step.Await(ctx, p, r.timeout, "ready", []manifest.Ref{r.workload.ref(r.namespace)}, step.Ready)
 }
 
-// stop ends a copy's workload cleanly and deletes its objects. Its volumes stay.
+// stop ends a copy's workload cleanly and deletes its objects. Its volumes stay. Workloads of the same names can be started when
+// it returns: on a cluster a workload outlives its last pod by a moment.
 func (b base) stop(ctx context.Context, c step.Call, p place, namespace string, objects []manifest.Object, key string) error {
 	del, err := optional[platform.Deleter](p, "delete what it created")
 	if err != nil {
@@ -251,7 +256,7 @@ func (b base) stop(ctx context.Context, c step.Call, p place, namespace string, 
 	if err := del.Delete(ctx, key, c.Delivery, refs); err != nil {
 		return err
 	}
-	return step.Await(ctx, p, time.Minute, "stopped", pods, step.Stopped)
+	return step.Await(ctx, p, time.Minute, "gone", pods, step.Gone)
 }
 
 // find returns a copy by its id.

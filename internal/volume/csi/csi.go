@@ -292,17 +292,5 @@ func (c cluster) makeNamespace(ctx context.Context, to volume.Place, owner strin
 		}
 		return err
 	}
-	o, err := c.create(ctx, namespaces(), map[string]any{"metadata": map[string]any{"name": to.Namespace,
-		"labels": map[string]any{kube.ManagedByLabel: kube.Manager, kube.DeliveryLabel: kube.LabelValue(owner)}}})
-	if err != nil {
-		return err
-	}
-	if o.GetLabels()[kube.ManagedByLabel] != kube.Manager {
-		return fault.WithRemedy(fault.Newf(fault.Denied, "namespace %s of account %s is where a copy of its own would run, and somebody else made it", to.Namespace, c.account),
-			"rename it, or delete it if nothing needs it: Sluice makes it with the label %s=%s", kube.ManagedByLabel, kube.Manager)
-	}
-	if o.GetDeletionTimestamp() != nil {
-		return fault.Newf(fault.Conflict, "namespace %s of account %s is being deleted: wait until it is gone", to.Namespace, c.account)
-	}
-	return nil
+	return kube.OwnNamespace(ctx, c.client, c.account, to.Namespace, owner)
 }
