@@ -45,6 +45,8 @@ type Options struct {
 	Roles  func(user string) []string
 	// Steps makes the steps that this program can do, and the locks of what they change. What is guarded sends nothing once this process no longer leads.
 	Steps func(callback func(key string) string, guard Guard) (map[string]step.Step, engine.Locks)
+	// Shown, where it is set, is told what the process shows to everybody, before the steps are made.
+	Shown func(*server.Front)
 	// Beside, where it is set, runs beside the engine while this process leads.
 	Beside func(context.Context, store.Lister)
 	Log    *slog.Logger
@@ -93,6 +95,9 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	front := server.NewFront(key, o.URL)
+	if o.Shown != nil {
+		o.Shown(front)
+	}
 	counted := front.Counted(c.store)
 	steps, locks := o.Steps(front.Callback, Guard{c.leader.Guard, c.leader.Conn})
 	c.engine = engine.New(engine.Options{Store: counted, Steps: steps, Locks: locks, Log: o.Log})

@@ -12,12 +12,13 @@ import (
 )
 
 // Front is what a program that carries deliveries shows to everybody who reaches it: its health, its counters, and the
-// callbacks of webhooks.
+// callbacks of webhooks, and what steps have exposed.
 type Front struct {
 	key     []byte // signs capabilities
 	url     string // what callback URLs begin with
 	metrics *meters
 	carrier Carrier
+	exposed http.Handler // passes requests on to Services, nil where nothing is exposed
 	ready   func(context.Context) error
 }
 
@@ -60,6 +61,8 @@ func (f *Front) routes(mux *http.ServeMux) {
 	})
 	mux.HandleFunc("POST /callbacks/{capability}/callback", f.callback)
 	mux.HandleFunc("POST /oauth/token", f.issue)
+	mux.HandleFunc("/exposed/{capability}", f.serveExposed)
+	mux.HandleFunc("/exposed/{capability}/{path...}", f.serveExposed)
 }
 
 // carrier takes a server's callbacks to its store and engine.

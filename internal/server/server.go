@@ -45,6 +45,7 @@ type Work struct {
 	}
 	Steps map[string]step.Step
 	Locks engine.Locks // nil: nobody else delivers to the same places
+	Dial  Dial         // nil: no Service is exposed by the server
 }
 
 // Server owns a data directory from Open to Close.
@@ -139,6 +140,9 @@ func (s *Server) URL() string { return s.url }
 // directory.
 func (s *Server) Callback(key string) string { return s.front.Callback(key) }
 
+// Expose returns the address of a Service, see Front.Expose.
+func (s *Server) Expose(e Exposure) string { return s.front.Expose(e) }
+
 // Close gives the data directory up.
 func (s *Server) Close() error { return s.close() }
 
@@ -176,6 +180,9 @@ func (s *Server) Run(ctx context.Context, w Work) error {
 	}()
 	w.Store = s.front.metrics.counted(w.Store)
 	s.work = w
+	if w.Dial != nil {
+		s.front.Reach(w.Dial)
+	}
 	s.engine = engine.New(engine.Options{Store: w.Store, Steps: w.Steps, Locks: w.Locks, Log: s.o.Log, Progress: s.lines.publish})
 	failed := make(chan error, 3)
 	servers := s.serve(failed)

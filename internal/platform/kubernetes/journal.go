@@ -57,7 +57,8 @@ type record struct {
 	Namespace string  `json:"-"`
 	Key       string  `json:"key"`
 	Entries   []entry `json:"entries"`
-	Force     bool    `json:"force,omitempty"` // what others hold is taken over
+	Force     bool    `json:"force,omitempty"`   // what others hold is taken over
+	Address   string  `json:"address,omitempty"` // that a Service is exposed at
 	done      bool
 }
 

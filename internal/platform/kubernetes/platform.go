@@ -20,6 +20,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/kube"
+	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
 
@@ -48,6 +49,9 @@ type Config struct {
 	Grace      time.Duration // how long a pod may find no node; 0 means two minutes
 	Jobs       Jobs          // how Sluice's own pods run there
 	Log        *slog.Logger
+
+	// Expose makes the address of a Service, which is answered until its time is over; nil where nobody would answer.
+	Expose func(service manifest.Ref, until time.Time) string
 
 	// Wrap, where it is set, stands before every request: it may refuse one that its sender is no longer entitled to.
 	Wrap func(http.RoundTripper) http.RoundTripper
@@ -78,6 +82,7 @@ var (
 	_ platform.Keeper    = (*Platform)(nil)
 	_ platform.Roller    = (*Platform)(nil)
 	_ platform.Members   = (*Platform)(nil)
+	_ platform.Exposer   = (*Platform)(nil)
 )
 
 // Credentials reads the credentials of an account. Nothing is reached yet.

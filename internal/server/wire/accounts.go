@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/url"
 	"path/filepath"
 	"reflect"
@@ -14,9 +15,11 @@ import (
 	"github.com/sluice-cd/sluice/internal/config"
 	"github.com/sluice-cd/sluice/internal/controller"
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/platform/kubernetes"
 	"github.com/sluice-cd/sluice/internal/platform/local"
+	"github.com/sluice-cd/sluice/internal/server"
 	"github.com/sluice-cd/sluice/internal/volume"
 	"github.com/sluice-cd/sluice/internal/volume/csi"
 	"github.com/sluice-cd/sluice/internal/volume/reflink"
@@ -120,7 +123,7 @@ func (a *accounts) cluster(k *account, c *config.Config, configured config.Accou
 			guard = *a.o.Guard
 		}
 		p, err := kubernetes.Connect(kubernetes.Config{Account: configured.Name, Kubeconfig: configured.Kubeconfig, Context: configured.Context,
-			Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Log: a.o.Log, Wrap: guard.Wrap, Conn: guard.Conn})
+			Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Expose: a.exposing(configured.Name), Log: a.o.Log, Wrap: guard.Wrap, Conn: guard.Conn})
 		if err != nil {
 			return err
 		}
@@ -129,6 +132,25 @@ func (a *accounts) cluster(k *account, c *config.Config, configured config.Accou
 	}
 	k.by, k.as = c, configured
 	return nil
+}
+
+// exposing returns who makes the addresses of an account's Services, nil where nobody answers for them.
+func (a *accounts) exposing(name string) func(manifest.Ref, time.Time) string {
+	if a.o.Expose == nil {
+		return nil
+	}
+	return func(service manifest.Ref, until time.Time) string {
+		return a.o.Expose(server.Exposure{Account: name, Service: service, Until: until})
+	}
+}
+
+// dial connects to the only port of a Service.
+func (a *accounts) dial(ctx context.Context, name string, service manifest.Ref) (net.Conn, error) {
+	p, err := a.platform(name)
+	if err != nil {
+		return nil, err
+	}
+	return p.Dial(ctx, service, "")
 }
 
 // local connects the node of a local account.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/controller"
 	"github.com/sluice-cd/sluice/internal/engine"
+	"github.com/sluice-cd/sluice/internal/server"
 	"github.com/sluice-cd/sluice/internal/step"
 	"github.com/sluice-cd/sluice/internal/store"
 )
@@ -27,10 +28,16 @@ func Control(ctx context.Context, o ControlOptions) error {
 		return err
 	}
 	var ports step.Ports
+	// Whoever leads: what a Service is asked through its address is no effect of a delivery.
+	reached := newAccounts(ctx, o.Options)
 	return controller.Run(ctx, controller.Options{
 		Credentials: o.Credentials, Namespace: o.Namespace, Identity: o.Identity, Duration: o.Duration, Deadline: o.Deadline, Retry: o.Retry,
 		Listen: o.Listen, URL: o.URL, Log: o.Log,
 		Roles: func(user string) []string { return o.Config.Current().RolesOf(user) },
+		Shown: func(f *server.Front) {
+			o.Expose = f.Expose
+			f.Reach(reached.dial)
+		},
 		Steps: func(callback func(string) string, guard controller.Guard) (map[string]step.Step, engine.Locks) {
 			o.Guard = &guard
 			a := newAccounts(ctx, o.Options)

@@ -36,6 +36,9 @@ type Options struct {
 	// Guard, where it is set, stands before every request to a cluster and every webhook: it refuses those of a program that
 	// may no longer act.
 	Guard *controller.Guard
+
+	// Expose makes the addresses of Services of clusters, nil where no server answers for them.
+	Expose func(server.Exposure) string
 }
 
 // Serve runs the server of a data directory until ctx ends or a client ends it.
@@ -60,6 +63,7 @@ func Serve(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
+	o.Expose = srv.Expose
 	a := newAccounts(ctx, o)
 	a.bringBack()
 	ports := a.ports(srv.Callback)
@@ -68,7 +72,7 @@ func Serve(ctx context.Context, o Options) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { expire(ctx, st, ports, o.Log) })
-	return srv.Run(ctx, server.Work{Store: st, Steps: Steps(ports, o.Dir), Locks: locks{a, o.Log}})
+	return srv.Run(ctx, server.Work{Store: st, Steps: Steps(ports, o.Dir), Locks: locks{a, o.Log}, Dial: a.dial})
 }
 
 // private makes what holds deliveries and rows of data be readable by its owner only, whatever the umask is. SQLite gives
