@@ -2,9 +2,12 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -20,7 +23,7 @@ import (
 // errandCommand is what Sluice's own pods in a cluster run. People never call it.
 func errandCommand() *cobra.Command {
 	c := &cobra.Command{Use: "errand", Hidden: true}
-	c.AddCommand(prepareErrand(), probeErrand())
+	c.AddCommand(prepareErrand(), atRiskErrand(), installErrand(), probeErrand())
 	return c
 }
 
@@ -43,6 +46,50 @@ func prepareErrand() *cobra.Command {
 	c.Flags().StringVar(&engine, "engine", "", "engine of the database")
 	c.Flags().StringVar(&role, "role", "", "what the copy is for")
 	return c
+}
+
+// atRiskErrand counts what a restore would discard, in the log on the volumes of a database that was stopped.
+func atRiskErrand() *cobra.Command {
+	var engine, from string
+	c := &cobra.Command{Use: "at-risk DIRECTORY...", Args: cobra.MinimumNArgs(1), RunE: func(c *cobra.Command, dirs []string) error {
+		writes, err := func() (database.AtRisk, error) {
+			l, ok := wire.Engines(nil)[engine].(database.Log)
+			if !ok {
+				return database.AtRisk{}, fault.Newf(fault.Invalid, "this version of Sluice reads no log of engine %q", engine)
+			}
+			return l.AtRisk(c.Context(), dirs, from)
+		}()
+		if err != nil {
+			fmt.Fprintln(c.ErrOrStderr(), "error:", err) // for whoever reads the pod's output
+		}
+		return errand.Report(c.Context(), writes, err)
+	}}
+	c.Flags().StringVar(&engine, "engine", "", "engine of the database")
+	c.Flags().StringVar(&from, "from", "", "position in the log after which is counted")
+	return c
+}
+
+// installErrand puts this program into a directory, for a container of another image.
+func installErrand() *cobra.Command {
+	return &cobra.Command{Use: "install DIRECTORY", Args: cobra.ExactArgs(1), RunE: func(_ *cobra.Command, dir []string) error {
+		own, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		from, err := os.Open(own)
+		if err != nil {
+			return err
+		}
+		defer from.Close()
+		to, err := os.OpenFile(filepath.Join(dir[0], "sluice"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(to, from); err != nil {
+			return errors.Join(err, to.Close())
+		}
+		return to.Close()
+	}}
 }
 
 const (

@@ -201,15 +201,17 @@ type Errand struct {
 	Namespace string
 	Delivery  string
 	Args      []string // what follows "sluice errand"
+	Image     string   // whose programs it needs; "" is Sluice's own
 	Mounts    []Mount
 	Like      corev1.PodSpec // the pod whose user and nodes it shares, because the files are that pod's
 }
 
 // Mount is where a claim is mounted.
 type Mount struct {
-	Claim   string
-	Path    string
-	SubPath string
+	Claim    string
+	Path     string
+	SubPath  string
+	ReadOnly bool
 }
 
 // Isolator is a Platform that can keep a copy's pods from reaching what is not theirs.

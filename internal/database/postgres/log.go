@@ -29,7 +29,7 @@ func slotOf(id string) string { return fmt.Sprintf("sluice_%x", sha256.Sum256([]
 // afterwards lies behind it.
 func (e *Engine) Pin(ctx context.Context, id string, u database.URL) (string, error) {
 	var position string
-	err := e.once(ctx, u, "keeping the log", func(c *pgx.Conn) error {
+	err := e.session(ctx, u, "keeping the log", func(c *pgx.Conn) error {
 		var there bool
 		if err := c.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)", slotOf(id)).Scan(&there); err != nil {
 			return err
@@ -46,24 +46,10 @@ func (e *Engine) Pin(ctx context.Context, id string, u database.URL) (string, er
 
 // Unpin implements database.Log.
 func (e *Engine) Unpin(ctx context.Context, id string, u database.URL) error {
-	return e.once(ctx, u, "letting the log go", func(c *pgx.Conn) error {
+	return e.session(ctx, u, "letting the log go", func(c *pgx.Conn) error {
 		_, err := c.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1", slotOf(id))
 		return err
 	})
-}
-
-// once runs f on a session of its own.
-func (e *Engine) once(ctx context.Context, u database.URL, what string, f func(*pgx.Conn) error) error {
-	t, err := parse(u, "sluice")
-	if err != nil {
-		return err
-	}
-	c, err := t.dial(ctx, t.home())
-	if err != nil {
-		return err
-	}
-	defer t.close(c)
-	return t.fault(ctx, f(c), "%s", what)
 }
 
 // AtRisk implements database.Log: it counts the transactions in the log of a server that was stopped cleanly which have
@@ -188,7 +174,7 @@ func (v *volumes) tool(ctx context.Context, name string) (string, error) {
 			return c, nil
 		}
 	}
-	return "", fault.Newf(fault.NotFound, "%s of PostgreSQL %d is not installed where Sluice runs", name, v.version)
+	return "", fault.Newf(fault.NotFound, "%s of PostgreSQL %d is not installed here", name, v.version)
 }
 
 func run(ctx context.Context, tool string, args ...string) ([]byte, error) {

@@ -164,12 +164,29 @@ func (w *work) job() *batchv1.Job {
 		v := fmt.Sprintf("volume-%d", i)
 		pod.Volumes = append(pod.Volumes, corev1.Volume{Name: v, VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: m.Claim}}})
-		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: v, MountPath: m.Path, SubPath: m.SubPath})
+		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: v, MountPath: m.Path, SubPath: m.SubPath, ReadOnly: m.ReadOnly})
+	}
+	if w.e.Image != "" {
+		w.among(&pod, &c)
 	}
 	pod.Containers = []corev1.Container{c}
 	return &batchv1.Job{TypeMeta: metav1.TypeMeta{APIVersion: "batch/v1", Kind: "Job"}, ObjectMeta: w.meta(w.name),
 		Spec: batchv1.JobSpec{BackoffLimit: &retries, ActiveDeadlineSeconds: &within, TTLSecondsAfterFinished: &keep,
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(w.e.Delivery)}}, Spec: pod}}}
+}
+
+// Where Sluice's program is put in another image.
+const programVolume, programPath = "sluice-program", "/sluice-program"
+
+// among has the command run among the programs of another image: the pod of Sluice's own puts its program beside them first.
+func (w *work) among(pod *corev1.PodSpec, c *corev1.Container) {
+	pod.Volumes = append(pod.Volumes, corev1.Volume{Name: programVolume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	pod.ImagePullSecrets = w.e.Like.ImagePullSecrets
+	there := corev1.VolumeMount{Name: programVolume, MountPath: programPath}
+	pod.InitContainers = []corev1.Container{{Name: "program", Image: c.Image, Args: []string{"errand", "install", programPath},
+		Resources: c.Resources, SecurityContext: c.SecurityContext, VolumeMounts: []corev1.VolumeMount{there}}}
+	there.ReadOnly = true
+	c.Image, c.Command, c.VolumeMounts = w.e.Image, []string{programPath + "/sluice"}, append(c.VolumeMounts, there)
 }
 
 // userOf returns as whom a container runs that shares a pod's files. A pod that does not say runs as its image says, which

@@ -87,7 +87,7 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		if err := keepsClaims(l.object); err != nil {
 			return step.Outcome{}, err
 		}
-		s = fenced{Since: c.Now, Replicas: int(l.replicas), Sources: l.sources, Old: l.bundle()}
+		s = fenced{Since: c.Now, Replicas: int(l.replicas), Sources: l.sources, Old: withoutSecrets(l.bundle())}
 		for _, o := range l.services {
 			s.Services = append(s.Services, manifest.Ref{Kind: "Service", Namespace: a.Database.Namespace, Name: o.GetName()})
 		}

@@ -3,12 +3,11 @@ package data
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/database"
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/step"
-	"github.com/sluice-cd/sluice/internal/volume"
 )
 
 // pinWithin is how long the fence waits at most for the engine's log to be pinned.
@@ -42,15 +41,14 @@ func (st open) unpin(ctx context.Context, c step.Call, k fencedCall) error {
 	return l.Unpin(ctx, c.Key, u)
 }
 
-// log returns the engine where it has a log, and how production is reached. A log is read from the files of a volume, so where
-// volumes are no directories, on clusters, none is kept.
+// log returns the engine where it has a log, and how production is reached.
 func (st open) log(k fencedCall) (database.Log, database.URL, error) {
 	engine, err := st.ports.Engine(k.a.Database.Engine)
 	if err != nil {
 		return nil, database.URL{}, err
 	}
 	l, ok := engine.(database.Log)
-	if !ok || slices.ContainsFunc(k.f.Sources, func(s volume.Source) bool { return s.Dir == "" }) {
+	if !ok {
 		return nil, database.URL{}, nil
 	}
 	u, err := st.url(k.p, k.a.Database, k.a.Database.Namespace, false)
@@ -59,7 +57,7 @@ func (st open) log(k fencedCall) (database.Log, database.URL, error) {
 
 // countWrites replaces the number of rows by that of writes where the engine's log tells it. Behind the fence, the stopped
 // database's own volumes hold the log to its end.
-func (st open) countWrites(ctx context.Context, k fencedCall, s *opened) error {
+func (st open) countWrites(ctx context.Context, c step.Call, k fencedCall, s *opened) error {
 	l, _, err := st.log(k)
 	if l == nil || err != nil {
 		return err
@@ -73,14 +71,12 @@ func (st open) countWrites(ctx context.Context, k fencedCall, s *opened) error {
 	if err != nil {
 		return err
 	}
-	var dirs []string
-	for _, v := range now.sources {
-		dirs = append(dirs, v.Dir)
-	}
-	writes, err := l.AtRisk(ctx, dirs, s.Pin)
+	writes, err := st.atRisk(ctx, c, k.p, k.a.Database, l, now, s.Pin, fmt.Sprintf("%s/at-risk/%d", c.Key, s.Try))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case fault.Is(err, fault.Transient):
+		return err
 	case err != nil:
 		n.Why = err.Error()
 	case writes.Value == 0 && n.Value > 0:

@@ -126,7 +126,7 @@ func (st markData) Clean(ctx context.Context, c step.Call) (step.Outcome, error)
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	if err := st.stop(ctx, c, p, s.Site.Namespace, a.Objects, c.Key+"/clean"); err != nil {
+	if err := st.clear(ctx, c, p, s.Site.Namespace, a.Objects, c.Key+"/clean"); err != nil {
 		return step.Outcome{}, err
 	}
 	gone := []string{s.copyID(c.Key)}

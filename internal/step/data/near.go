@@ -38,22 +38,51 @@ func (b base) prepare(ctx context.Context, c step.Call, p place, db plan.Databas
 		}
 		return engine.Prepare(ctx, dirs, role)
 	}
+	e := platform.Errand{Delivery: c.Delivery, Mounts: w.mounts(on), Like: w.template.Spec, Args: []string{"prepare", "--engine", db.Engine, "--role", string(role)}}
+	return launch, runErrand(ctx, r, key, e, on, &launch)
+}
+
+// runErrand runs an errand where volumes are mounted, and reads its result. The paths of the mounts are its last arguments.
+func runErrand(ctx context.Context, r platform.Runner, key string, e platform.Errand, on []volume.Source, result any) error {
 	if len(on) == 0 {
-		return launch, fault.Newf(fault.Lost, "the copy of %s names no claim", db.Name)
+		return fault.Newf(fault.Lost, "the copy names no claim")
 	}
-	e := platform.Errand{Namespace: on[0].Namespace, Delivery: c.Delivery, Mounts: w.mounts(on), Like: w.template.Spec,
-		Args: []string{"prepare", "--engine", db.Engine, "--role", string(role)}}
+	e.Namespace = on[0].Namespace
 	for _, m := range e.Mounts {
 		e.Args = append(e.Args, m.Path)
 	}
-	result, err := r.Run(ctx, key, e)
+	told, err := r.Run(ctx, key, e)
 	if err != nil {
-		return launch, err
+		return err
 	}
-	if err := json.Unmarshal(result, &launch); err != nil {
-		return launch, fault.Newf(fault.Lost, "what was found on the volumes of %s cannot be read: %w", db.Name, err)
+	if err := json.Unmarshal(told, result); err != nil {
+		return fault.Newf(fault.Lost, "what sluice errand %s tells cannot be read: %w", e.Args[0], err)
 	}
-	return launch, nil
+	return nil
+}
+
+// atRisk counts what a restore would discard, in the log on production's volumes behind the fence: here, where their files
+// are at hand, else by an errand among the programs of the database's own image, which reads its own log.
+func (b base) atRisk(ctx context.Context, c step.Call, p place, db plan.Database, l database.Log, now live, from, key string) (database.AtRisk, error) {
+	r, away := p.Platform.(platform.Runner)
+	if !away {
+		var dirs []string
+		for _, s := range now.sources {
+			dirs = append(dirs, s.Dir)
+		}
+		return l.AtRisk(ctx, dirs, from)
+	}
+	e := platform.Errand{Delivery: c.Delivery, Mounts: now.mounts(now.sources), Like: now.template.Spec, Image: now.template.Spec.Containers[0].Image,
+		Args: []string{"at-risk", "--engine", db.Engine, "--from", from}}
+	for i := range e.Mounts {
+		e.Mounts[i].ReadOnly = true
+	}
+	var n database.AtRisk
+	err := runErrand(ctx, r, key, e, now.sources, &n)
+	if err != nil {
+		err = fmt.Errorf("read the log by a pod of %s: %w", e.Image, err)
+	}
+	return n, err
 }
 
 // files returns the volumes of a clone.

@@ -196,7 +196,7 @@ func (st open) count(ctx context.Context, c step.Call, k fencedCall, s *opened) 
 	if s.AtRisk, s.Proof, err = st.countRows(ctx, c, k, *s, checkpoint); err != nil {
 		return err
 	}
-	if err := st.countWrites(ctx, k, s); err != nil {
+	if err := st.countWrites(ctx, c, k, s); err != nil {
 		return err
 	}
 	s.Restore = restoredClone(c.Key)

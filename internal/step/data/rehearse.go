@@ -317,7 +317,7 @@ func podRefs(objects []manifest.Object, namespace string) []manifest.Ref {
 
 func (l *legs) stopAll(ctx context.Context) error {
 	all := append(append(append([]manifest.Object{}, l.a.Jobs...), l.a.Apps...), l.a.Objects...)
-	return l.stop(ctx, l.c, l.p, l.at.Namespace, append(all, l.old.bundle()...), l.key("stop"))
+	return l.clear(ctx, l.c, l.p, l.at.Namespace, append(all, l.old.bundle()...), l.key("stop"))
 }
 
 // Undo has nothing to take back.

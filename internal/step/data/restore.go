@@ -175,7 +175,7 @@ func (e *exporter) each(d fingerprint.RowDifference) error {
 // uncount stops and deletes what counting started. What R4 binds stays.
 func (st open) uncount(ctx context.Context, c step.Call, k fencedCall, try int) error {
 	for namespace, objects := range map[string][]manifest.Object{failedSite(k.a).Namespace: k.objects, k.before().Namespace: k.f.Old} {
-		if err := st.stop(ctx, c, k.p, namespace, objects, fmt.Sprintf("%s/uncount/%d/%s", c.Key, try, namespace)); err != nil {
+		if err := st.clear(ctx, c, k.p, namespace, objects, fmt.Sprintf("%s/uncount/%d/%s", c.Key, try, namespace)); err != nil {
 			return err
 		}
 	}

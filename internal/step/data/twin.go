@@ -225,8 +225,12 @@ func (b base) start(ctx context.Context, c step.Call, p place, db plan.Database,
 	if err != nil {
 		return err
 	}
+	lent, err := b.lend(ctx, db, objects)
+	if err != nil {
+		return err
+	}
 	c.Progress("starting %s in namespace %s", r.workload.images(), r.namespace)
-	_, err = p.Apply(ctx, r.upKey, objects, platform.Options{Namespace: r.namespace, Delivery: c.Delivery,
+	_, err = p.Apply(ctx, r.upKey, append(lent, objects...), platform.Options{Namespace: r.namespace, Delivery: c.Delivery,
 		Quarantine: &platform.Quarantine{Args: launch.Args, Env: launch.Env}})
 	if err != nil {
 		return err

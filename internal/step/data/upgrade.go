@@ -172,7 +172,7 @@ func (st upgradeClone) Clean(ctx context.Context, c step.Call) (step.Outcome, er
 	if err != nil || s.Try == 0 {
 		return unchanged(), err
 	}
-	if err := st.stop(ctx, c, k.p, s.Site.Namespace, k.a.Objects, c.Key+"/clean"); err != nil {
+	if err := st.clear(ctx, c, k.p, s.Site.Namespace, k.a.Objects, c.Key+"/clean"); err != nil {
 		return step.Outcome{}, err
 	}
 	for _, id := range []string{s.Clone, s.Checkpoint} {
@@ -266,7 +266,7 @@ func (st quickVerify) Clean(ctx context.Context, c step.Call) (step.Outcome, err
 	if err != nil || k.f.Unchanged || k.f.Since.IsZero() {
 		return unchanged(), err
 	}
-	if err := st.stop(ctx, c, k.p, k.before().Namespace, k.f.Old, c.Key+"/clean"); err != nil {
+	if err := st.clear(ctx, c, k.p, k.before().Namespace, k.f.Old, c.Key+"/clean"); err != nil {
 		return step.Outcome{}, err
 	}
 	return step.Done(delivery.Pass, ""), k.p.discard(ctx, c.Delivery, c.Key+"/before")
