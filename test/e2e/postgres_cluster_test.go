@@ -141,7 +141,8 @@ spec:
       containers:
       - name: psql
         image: "postgres:15"
-        command: [psql, -h, pg, -U, shop, -d, postgres, -v, ON_ERROR_STOP=1, --single-transaction, -c, %q]
+        # A pod may be ready a moment before its Service leads to it.
+        command: [sh, -c, 'until pg_isready -q -h pg; do sleep 0.1; done; exec psql -h pg -U shop -d postgres -v ON_ERROR_STOP=1 --single-transaction -c "$0"', %q]
         env: [{name: PGPASSWORD, valueFrom: {secretKeyRef: {name: pg, key: password}}}]
 `, name, sql)
 }
@@ -184,13 +185,24 @@ secrets:
 	return p
 }
 
-// connect opens a session of the test's own, by the plain driver.
+// connect opens a session by the plain driver. It tries again as clients do, as long as ctx lets it.
 func (p *pgShop) connect(ctx context.Context) (*pgx.Conn, error) {
-	c, err := pgx.ParseConfig(fmt.Sprintf("postgres://shop:%s@%s/postgres?connect_timeout=5", pgPassword, p.prod.address("pg")))
+	c, err := pgx.ParseConfig(fmt.Sprintf("postgres://shop:%s@%s/postgres?sslmode=disable&connect_timeout=5", pgPassword, p.prod.address("pg")))
 	if err != nil {
 		return nil, err
 	}
-	return pgx.ConnectConfig(ctx, c)
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for {
+		session, err := pgx.ConnectConfig(ctx, c)
+		if err == nil || ctx.Err() != nil {
+			return session, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-again.C:
+		}
+	}
 }
 
 func (p *pgShop) sql(statement string, into ...any) {
@@ -267,8 +279,11 @@ func (c *customers) begin() {
 	go func() {
 		defer close(c.done)
 		var session *pgx.Conn
+		pace := time.NewTicker(20 * time.Millisecond)
+		defer pace.Stop()
 		last := time.Now()
 		for ctx.Err() == nil {
+			<-pace.C
 			if !c.visit(ctx, web) {
 				continue
 			}
