@@ -85,13 +85,20 @@ var (
 	_ platform.Exposer   = (*Platform)(nil)
 )
 
+// Files are where the credentials of an account are read from.
+func Files(c Config) []string { return rules(c).GetLoadingPrecedence() }
+
+func rules(c Config) *clientcmd.ClientConfigLoadingRules {
+	r := clientcmd.NewDefaultClientConfigLoadingRules()
+	if c.Kubeconfig != "" {
+		r.ExplicitPath = c.Kubeconfig
+	}
+	return r
+}
+
 // Credentials reads the credentials of an account. Nothing is reached yet.
 func Credentials(c Config) (*rest.Config, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	if c.Kubeconfig != "" {
-		rules.ExplicitPath = c.Kubeconfig
-	}
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules(c), &clientcmd.ConfigOverrides{CurrentContext: c.Context}).ClientConfig()
 	if err != nil {
 		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "the credentials of account %s cannot be read: %w", c.Account, err),
 			"check kubeconfig and context of the account; kubectl --context reads the same file")

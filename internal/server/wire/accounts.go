@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/config"
-	"github.com/sluice-cd/sluice/internal/controller"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
@@ -41,6 +40,7 @@ type account struct {
 	mu       sync.Mutex
 	by       *config.Config // the configuration that it was connected by
 	as       config.Account // as that one has it
+	files    []stamp        // of a cluster's credentials
 	platform platform.Platform
 	volumes  volume.Driver
 	clients  csi.Clients // of a cluster; zero until they are needed
@@ -90,7 +90,8 @@ func (a *accounts) clients(name string) (csi.Clients, error) {
 	return k.clients, nil
 }
 
-// connected returns an account, connected anew where the configuration has changed: its images may have.
+// connected returns an account, connected anew where the configuration has changed: its images may have; or a cluster's
+// credentials: whoever renews them need not start this program anew.
 func (a *accounts) connected(name string) (*account, error) {
 	c := a.o.Config.Current()
 	configured, err := c.Account(name)
@@ -106,29 +107,39 @@ func (a *accounts) connected(name string) (*account, error) {
 	a.mu.Unlock()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.by == c {
-		return k, nil
-	}
 	if configured.Kind == config.Kubernetes {
 		return k, a.cluster(k, c, configured)
+	}
+	if k.by == c {
+		return k, nil
 	}
 	return k, a.local(k, c, configured)
 }
 
-// cluster connects a cluster, anew only where the account itself has changed.
+// cluster connects a cluster, anew only where the account itself has changed or its credentials have. While these cannot be
+// read the last ones hold.
 func (a *accounts) cluster(k *account, c *config.Config, configured config.Account) error {
-	if k.platform == nil || !reflect.DeepEqual(k.as, configured) {
-		var guard controller.Guard
+	its := kubernetes.Config{Account: configured.Name, Kubeconfig: configured.Kubeconfig, Context: configured.Context,
+		Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Expose: a.exposing(configured.Name), Log: a.o.Log}
+	var files []stamp
+	for _, f := range kubernetes.Files(its) {
+		files = append(files, stampOf(f))
+	}
+	same := k.platform != nil && (k.by == c || reflect.DeepEqual(k.as, configured))
+	if !same || !slices.Equal(k.files, files) {
 		if a.o.Guard != nil {
-			guard = *a.o.Guard
+			its.Wrap, its.Conn = a.o.Guard.Wrap, a.o.Guard.Conn
 		}
-		p, err := kubernetes.Connect(kubernetes.Config{Account: configured.Name, Kubeconfig: configured.Kubeconfig, Context: configured.Context,
-			Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Expose: a.exposing(configured.Name), Log: a.o.Log, Wrap: guard.Wrap, Conn: guard.Conn})
-		if err != nil {
+		p, err := kubernetes.Connect(its)
+		switch {
+		case err == nil:
+			k.platform, k.volumes, k.files = p, csi.New(configured.Name, a.clients, csi.Deadlines{}), files
+			k.clients = csi.Clients{}
+		case !same:
 			return err
+		default:
+			a.o.Log.Error("the changed credentials of an account cannot be read; the ones before still hold", "account", configured.Name, "error", err)
 		}
-		k.platform, k.volumes = p, csi.New(configured.Name, a.clients, csi.Deadlines{})
-		k.clients = csi.Clients{}
 	}
 	k.by, k.as = c, configured
 	return nil
