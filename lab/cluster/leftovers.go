@@ -23,6 +23,15 @@ func (l *Lab) Leftovers() ([]string, error) {
 	return left, nil
 }
 
+// NothingLeft fails where anything is left of this lab's clusters, and names it.
+func (l *Lab) NothingLeft() error {
+	left, err := l.Leftovers()
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
+	}
+	return err
+}
+
 func (l *Lab) leftFiles() ([]string, error) {
 	entries, err := os.ReadDir(l.Dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -110,8 +109,8 @@ func (l inLab) down() {
 	if out, err := l.command(ctx, "down").CombinedOutput(); err != nil {
 		l.t.Fatalf("lab down: %v\n%s", err, out)
 	}
-	if left, err := l.lab.Leftovers(); err != nil || len(left) > 0 {
-		l.t.Errorf("left behind (%v):\n  %s", err, strings.Join(left, "\n  "))
+	if err := l.lab.NothingLeft(); err != nil {
+		l.t.Error(err)
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -101,7 +100,7 @@ func run(ctx context.Context, m *testing.M, l *cluster.Lab, use func(Clusters)) 
 	defer func() {
 		cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
-		err = errors.Join(err, l.Clean(cleaning), nothingLeft(l))
+		err = errors.Join(err, l.Clean(cleaning), l.NothingLeft())
 	}()
 	clusters := Clusters{Lab: l}
 	images, _ := build.ImageNames()
@@ -121,14 +120,6 @@ func run(ctx context.Context, m *testing.M, l *cluster.Lab, use func(Clusters)) 
 	}
 	use(clusters)
 	return m.Run(), nil
-}
-
-func nothingLeft(l *cluster.Lab) error {
-	left, err := l.Leftovers()
-	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
-	}
-	return err
 }
 
 // Namespace makes a fresh namespace that goes with the test. A failed test first tells what happened in it.

@@ -160,7 +160,11 @@ func runIn(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) (e
 	defer func() {
 		cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
-		err = errors.Join(err, l.Clean(cleaning))
+		gone := errors.Join(l.Clean(cleaning), l.NothingLeft())
+		if gone == nil {
+			fmt.Fprintln(l.Out, "the clusters are gone, and nothing is left of them: no process, mount, loop device, network or control group")
+		}
+		err = errors.Join(err, gone)
 	}()
 	if err := start(ctx, l, o, "prod", "staging"); err != nil {
 		return err
