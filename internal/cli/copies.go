@@ -102,12 +102,13 @@ func (a *app) dataList() *cobra.Command {
 	c := &cobra.Command{Use: "list", Short: "List the copies of databases that an account keeps", Args: noArguments, RunE: func(c *cobra.Command, _ []string) error {
 		return a.listCopies(c.Context(), account, owner)
 	}}
-	c.Flags().StringVar(&account, "account", "", "only those of this `account` (default all local ones)")
+	c.Flags().StringVar(&account, "account", "", "only those of this `account` (default all)")
 	c.Flags().StringVar(&owner, "owner", "", "only those of this `delivery`")
 	return c
 }
 
-// drivers returns the drivers of volumes of one account, or of all that are local.
+// drivers returns the drivers of volumes of one account, or of all: without those that cannot be had now, for which there is an
+// error.
 func (a *app) drivers(ctx context.Context, account string) (map[string]volume.Driver, error) {
 	o, err := a.wiring(slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -118,32 +119,36 @@ func (a *app) drivers(ctx context.Context, account string) (map[string]volume.Dr
 	if account == "" {
 		names = nil
 		for n, k := range o.Config.Current().Accounts {
-			// An account that nothing was ever run in is left alone: asking it would begin it.
-			if _, err := os.Stat(wire.AccountDir(o.Dir, k)); k.Kind == config.Local && err == nil {
+			// A local account that nothing was ever run in is left alone: asking it would begin it.
+			if _, err := os.Stat(wire.AccountDir(o.Dir, k)); k.Kind != config.Local || err == nil {
 				names = append(names, n)
 			}
 		}
 	}
 	out := map[string]volume.Driver{}
+	var failed []error
 	for _, n := range names {
-		if out[n], err = ports.Volumes(n); err != nil {
-			return nil, err
+		d, err := ports.Volumes(n)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("account %s: %w", n, err))
+			continue
 		}
+		out[n] = d
 	}
-	return out, nil
+	return out, errors.Join(failed...)
 }
 
+// listCopies shows the copies of the accounts that answer, and fails where one does not.
 func (a *app) listCopies(ctx context.Context, account, owner string) error {
 	drivers, err := a.drivers(ctx, account)
-	if err != nil {
-		return err
-	}
+	failed := []error{err}
 	all := []copyView{}
 	free := map[string]int64{}
 	for name, d := range drivers {
 		copies, err := d.List(ctx, owner)
 		if err != nil {
-			return fmt.Errorf("account %s: %w", name, err)
+			failed = append(failed, fmt.Errorf("account %s: %w", name, err))
+			continue
 		}
 		for _, c := range copies {
 			all = append(all, copyView{CopyInfo: c.Info(), Account: name})
@@ -155,6 +160,10 @@ func (a *app) listCopies(ctx context.Context, account, owner string) error {
 			}
 		}
 	}
+	failure := errors.Join(failed...)
+	if failure != nil && len(all) == 0 {
+		return failure
+	}
 	slices.SortFunc(all, func(x, y copyView) int {
 		if c := strings.Compare(x.Account, y.Account); c != 0 {
 			return c
@@ -162,9 +171,9 @@ func (a *app) listCopies(ctx context.Context, account, owner string) error {
 		return x.CutAt.Compare(y.CutAt)
 	})
 	if err := a.ends(ctx, all); err != nil {
-		return err
+		return errors.Join(err, failure)
 	}
-	return a.show(all, func(w io.Writer) error { return writeCopies(w, all, free) })
+	return errors.Join(a.show(all, func(w io.Writer) error { return writeCopies(w, all, free) }), failure)
 }
 
 func writeCopies(w io.Writer, all []copyView, free map[string]int64) error {
@@ -207,17 +216,18 @@ those of a delivery that has not ended. No source is ever deleted.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.deleteCopies(c.Context(), account, args) },
 	}
-	c.Flags().StringVar(&account, "account", "", "only those of this `account` (default all local ones)")
+	c.Flags().StringVar(&account, "account", "", "only those of this `account` (default all)")
 	return c
 }
 
 func (a *app) deleteCopies(ctx context.Context, account string, ids []string) error {
-	drivers, err := a.drivers(ctx, account)
-	if err != nil {
-		return err
-	}
+	drivers, failed := a.drivers(ctx, account)
 	for _, id := range ids {
-		if err := a.deleteCopy(ctx, drivers, id); err != nil {
+		err := a.deleteCopy(ctx, drivers, id)
+		if fault.Is(err, fault.NotFound) && failed != nil {
+			return errors.Join(err, failed) // it may be where nobody could look
+		}
+		if err != nil {
 			return err
 		}
 		fmt.Fprintln(a.out, "deleted", id)
@@ -226,10 +236,12 @@ func (a *app) deleteCopies(ctx context.Context, account string, ids []string) er
 }
 
 func (a *app) deleteCopy(ctx context.Context, drivers map[string]volume.Driver, id string) error {
-	for _, d := range drivers {
+	var failed []error
+	for name, d := range drivers {
 		copies, err := d.List(ctx, "")
 		if err != nil {
-			return err
+			failed = append(failed, fmt.Errorf("account %s: %w", name, err))
+			continue
 		}
 		for _, c := range copies {
 			if c.ID() != id {
@@ -241,7 +253,8 @@ func (a *app) deleteCopy(ctx context.Context, drivers map[string]volume.Driver, 
 			return d.Delete(ctx, c)
 		}
 	}
-	return fault.WithRemedy(fault.Newf(fault.NotFound, "there is no copy %q", id), "sluice data list shows the copies")
+	missing := fault.WithRemedy(fault.Newf(fault.NotFound, "there is no copy %q", id), "sluice data list shows the copies")
+	return errors.Join(append([]error{missing}, failed...)...)
 }
 
 // unneeded refuses to take a copy from a delivery that has not ended.

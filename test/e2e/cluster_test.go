@@ -366,6 +366,7 @@ data: {databases: [{name: orders, engine: mongodb, target: prod, workload: state
 	t.Logf("from copyData's start to control ready %s, to both twins ready %s; production's longest write stall %s",
 		copied.Ended.Sub(copied.Started), up.Ended.Sub(copied.Started), w.stall())
 	says(t, copied.Message, "recoverable-consistent", "csi snapshot", "no writer held")
+	says(t, k.must("data", "list", "--owner", id).out, "prod ", "staging ", ns+"/data-mongo-0")
 
 	w.holds(t, k.orders(k.staging, ns), copied.Started)
 	if now := k.prod.text(ns, "persistentvolumeclaims", "data-mongo-0", "spec", "volumeName"); now != claim {
