@@ -88,7 +88,7 @@ func (k *clusters) config() map[string]any {
 }
 
 func (k *clusters) words() words {
-	return words{describe: "two Kubernetes clusters, one for production and one for staging", staging: "staging", production: "production", listen: "0.0.0.0",
+	return words{describe: "two Kubernetes clusters, one for production and one for staging", staging: "staging", production: "production",
 		requests: "shop_requests_total"}
 }
 

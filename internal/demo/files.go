@@ -62,7 +62,7 @@ func (st *stage) filled(name string, r release) ([]byte, error) {
 	w := st.site.words()
 	return []byte(strings.NewReplacer("$(DIR)", st.o.Dir, "$(DATABASE)", r.database, "$(SHOP)", r.shop, "$(MIGRATION)", r.migration,
 		"$(SEED)", fmt.Sprint(st.o.Seed), "$(ORDERS)", fmt.Sprint(st.o.Orders),
-		"$(STAGING)", w.staging, "$(PRODUCTION)", w.production, "$(LISTEN)", w.listen, "$(REQUESTS)", w.requests).Replace(string(body))), nil
+		"$(STAGING)", w.staging, "$(PRODUCTION)", w.production, "$(REQUESTS)", w.requests).Replace(string(body))), nil
 }
 
 // checkOut puts the manifests of a release where the deploy file looks for them, as checking out a commit does.

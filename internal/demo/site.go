@@ -40,7 +40,6 @@ type livePlatform interface {
 type words struct {
 	describe            string // for people
 	staging, production string // accounts
-	listen              string // the address on which pods listen
 	requests            string // the counter of the shop's requests, with the labels service, namespace, replica_set, track, code
 }
 
@@ -90,7 +89,7 @@ func (m *machine) config() map[string]any {
 }
 
 func (m *machine) words() words {
-	return words{describe: "processes of this machine", staging: "local", production: "local", listen: "$(POD_IP)", requests: "sluice_service_requests_total"}
+	return words{describe: "processes of this machine", staging: "local", production: "local", requests: "sluice_service_requests_total"}
 }
 
 func (m *machine) close(ctx context.Context) error {

@@ -85,7 +85,7 @@ func (x *expansion) launch(c corev1.Container, s podSpec, home string, main bool
 	if err != nil {
 		return l, err
 	}
-	fix := func(v string) string { return x.n.hosts(x.namespace, remount(v, mounts)) }
+	fix := func(v string) string { return x.n.hosts(x.namespace, confine(remount(v, mounts), s.address)) }
 	for k, v := range env {
 		env[k] = fix(v)
 	}
@@ -454,6 +454,14 @@ func envName(s string) string {
 		}
 		return '_'
 	}, strings.Trim(s, "/"))
+}
+
+var everyAddress = regexp.MustCompile(`(^|[^\w.])0\.0\.0\.0($|[^\w./])`)
+
+// confine replaces 0.0.0.0 by the pod's own address: in a pod it means all addresses of the pod, on this machine those of all
+// pods.
+func confine(s, address string) string {
+	return everyAddress.ReplaceAllString(s, "${1}"+address+"${2}")
 }
 
 // hosts replaces the names of Services by their addresses, where a name stands as a host: before a port, or after // or @.

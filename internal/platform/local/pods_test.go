@@ -480,6 +480,15 @@ func TestRemount(t *testing.T) {
 	}
 }
 
+func TestConfine(t *testing.T) {
+	for in, want := range map[string]string{"0.0.0.0": "127.1.2.3", "0.0.0.0:80": "127.1.2.3:80", "--listen=0.0.0.0:80,x": "--listen=127.1.2.3:80,x",
+		"http://0.0.0.0:80/": "http://127.1.2.3:80/", "0.0.0.0/0": "0.0.0.0/0", "10.0.0.0:80": "10.0.0.0:80", "0.0.0.0.5": "0.0.0.0.5", "v0.0.0.0": "v0.0.0.0"} {
+		if got := confine(in, "127.1.2.3"); got != want {
+			t.Errorf("%s became %s, want %s", in, got, want)
+		}
+	}
+}
+
 func TestRememberedKeys(t *testing.T) {
 	s := newState()
 	long := time.Now().Add(-2 * rememberedFor)

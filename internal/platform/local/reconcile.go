@@ -401,7 +401,7 @@ func (n *node) workloadState(s *platform.State, k string, r *record, pods []*pod
 // hinted adds to the last lines of a pod what they mean on this platform.
 func hinted(lines string) string {
 	if strings.Contains(strings.ToLower(lines), "address already in use") {
-		return lines + "\n(each pod has an address of its own: let the program listen on $(POD_IP), not on every address)"
+		return lines + "\n(each pod has an address of its own: let its manifest say on which to listen, as 0.0.0.0 or $(POD_IP) in an argument or a variable)"
 	}
 	return lines
 }
