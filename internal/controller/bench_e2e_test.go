@@ -74,8 +74,8 @@ func TestResting(t *testing.T) {
 	}
 	audit := filepath.Join(filepath.Dir(filepath.Dir(os.Getenv("LAB_KUBECONFIG"))), "log", "audit.log")
 	verbs := map[string]int{}
-	for _, e := range audited(t, audit, since, "resting") {
-		if (e.UserAgent == "resting" || e.UserAgent == "sluice" && strings.Contains(e.RequestURI, l.app)) && e.At.Before(until) {
+	for _, e := range audited(t, audit, since, until, "resting") {
+		if e.UserAgent == "resting" || e.UserAgent == "sluice" && strings.Contains(e.RequestURI, l.app) {
 			verbs[e.Verb]++
 		}
 	}

@@ -449,7 +449,7 @@ func TestStoppedLeaderDoesNothing(t *testing.T) {
 			if err := stopped.Wait(); err == nil {
 				t.Error("a controller that lost its Lease ended as if all was well")
 			}
-			for _, e := range audited(t, audit, resumed, "successor") {
+			for _, e := range audited(t, audit, resumed, time.Now().UTC(), "successor") {
 				read := e.Verb == "get" || e.Verb == "list" || e.Verb == "watch"
 				if e.UserAgent == "stopped" && !read {
 					t.Errorf("the stopped leader sent %s %s", e.Verb, e.RequestURI)
@@ -470,28 +470,35 @@ type auditEvent struct {
 	At         time.Time `json:"requestReceivedTimestamp"`
 }
 
-// audited returns the requests that the API server has received since an instant, as soon as there are some of a controller
-// that leads: it renews its Lease all the time.
-func audited(t *testing.T, path string, since time.Time, leader string) []auditEvent {
+// audited returns the requests that the API server has received between two instants. It has them all when there is a later
+// one of a controller that leads, which renews its Lease all the time.
+func audited(t *testing.T, path string, since, until time.Time, leader string) []auditEvent {
 	t.Helper()
-	for over := time.Now().Add(time.Minute); time.Now().Before(over); time.Sleep(200 * time.Millisecond) {
-		body, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tail := exec.CommandContext(ctx, "tail", "-n", "+1", "-F", path)
+	log, err := tail.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tail.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		_ = tail.Wait()
+	}()
+	var out []auditEvent
+	for lines := json.NewDecoder(log); ; {
+		var e auditEvent
+		if err := lines.Decode(&e); err != nil {
+			t.Fatalf("the audit log tells nothing of %s: %v", leader, err)
 		}
-		var out []auditEvent
-		renewed := false
-		for line := range strings.Lines(string(body)) {
-			var e auditEvent
-			if json.Unmarshal([]byte(line), &e) == nil && e.At.After(since) {
-				out = append(out, e)
-				renewed = renewed || e.UserAgent == leader && e.At.After(since.Add(time.Second))
-			}
+		if e.At.After(since) && e.At.Before(until) {
+			out = append(out, e)
 		}
-		if renewed {
+		if e.UserAgent == leader && e.At.After(until) {
 			return out
 		}
 	}
-	t.Fatalf("the audit log tells nothing of %s", leader)
-	return nil
 }

@@ -3,13 +3,12 @@
 package kubernetes
 
 import (
-	"slices"
+	"context"
 	"strings"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -50,19 +49,32 @@ func configure(t *testing.T) (s *shop, next, nextSettings []manifest.Object) {
 	return s, []manifest.Object{l.adapt(objectsOf(t, text)[2])}, objectsOf(t, strings.NewReplacer("version: one", "version: two", "hush", "psst").Replace(settings))
 }
 
-// renewed waits until the stable pods are others, and no dying one can be asked any more.
-func (s *shop) renewed() {
+// renew has the stable pods start anew, and waits until no old one can be asked any more.
+func (s *shop) renew() {
 	s.t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		list, err := s.dynamic.Resource(pods()).Namespace(ns).List(s.ctx, metav1.ListOptions{LabelSelector: "app=web,!" + trackLabel})
-		s.must(err)
-		dying := slices.ContainsFunc(list.Items, func(p unstructured.Unstructured) bool { return p.GetDeletionTimestamp() != nil })
-		if !dying && len(list.Items) == 4 {
+	stable := metav1.ListOptions{LabelSelector: "app=web,!" + trackLabel}
+	list, err := s.dynamic.Resource(pods()).Namespace(ns).List(s.ctx, stable)
+	s.must(err)
+	old, left := []manifest.Ref{}, map[manifest.Ref]bool{}
+	for _, p := range list.Items {
+		ref := manifest.Ref{Kind: "Pod", Namespace: ns, Name: p.GetName()}
+		old, left[ref] = append(old, ref), true
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, 2*time.Minute)
+	defer cancel()
+	states, err := s.Watch(ctx, old)
+	s.must(err)
+	s.must(s.dynamic.Resource(pods()).Namespace(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, stable))
+	for state := range states {
+		if !state.Exists {
+			delete(left, state.Ref)
+		}
+		if len(left) == 0 {
 			s.ready(time.Minute)
 			return
 		}
 	}
-	s.t.Fatal("the old pods do not end")
+	s.t.Fatalf("the old pods do not end: %v", left)
 }
 
 // TestSettings: only the canary sees what has changed, also when a stable pod starts anew; the own name gets it with the
@@ -88,8 +100,7 @@ func TestSettings(t *testing.T) {
 				t.Errorf("the setting is %s, its copy %s", o, c)
 			}
 			s.settles(webPreview, "the preview", 100, 100)
-			s.must(s.dynamic.Resource(pods()).Namespace(ns).DeleteCollection(s.ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "app=web,!" + trackLabel}))
-			s.renewed()
+			s.renew()
 			s.settles(webService, "stable pods that have started anew", 0, 0)
 			s.must(s.SetWeight(s.ctx, "d1/50", refs, 50))
 			s.settles(webService, "at 50 %", 25, 75)
