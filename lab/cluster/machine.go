@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -47,9 +48,29 @@ func Check() error {
 		"To use clusters that exist, give their kubeconfigs in LAB_KUBECONFIG (production) and LAB_KUBECONFIG_STAGING", strings.Join(lacks, "\n  - "))
 }
 
-// sysctls are what kubelets set on the whole machine.
+// inotifyInstances limits how many programs watch files. A cluster has dozens, and the kernel's 128 are used up by three.
+const (
+	inotifyInstances     = "fs/inotify/max_user_instances"
+	mostInotifyInstances = 1024
+)
+
+// sysctls are what kubelets and the lab set on the whole machine.
 func sysctls() []string {
-	return []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
+	return []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+		inotifyInstances}
+}
+
+// raiseLimits lets several clusters fit on the machine, whose values are saved before.
+func raiseLimits() error {
+	path := filepath.Join("/proc/sys", inotifyInstances)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || n >= mostInotifyInstances {
+		return err
+	}
+	return os.WriteFile(path, []byte(strconv.Itoa(mostInotifyInstances)), 0o644)
 }
 
 func sysctlFile() string { return filepath.Join(machineDir, "sysctl.json") }

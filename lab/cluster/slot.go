@@ -75,6 +75,9 @@ func takeSlot(ctx context.Context, want slot) (slot, error) {
 		if err := saveSysctls(); err != nil {
 			return slot{}, err
 		}
+		if err := raiseLimits(); err != nil {
+			return slot{}, err
+		}
 	}
 	for n := range slots {
 		if slices.ContainsFunc(taken, func(s slot) bool { return s.Number == n }) {

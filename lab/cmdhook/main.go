@@ -17,7 +17,8 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
+
+	"github.com/sluice-cd/sluice/lab/serve"
 )
 
 func main() {
@@ -41,14 +42,7 @@ func run(ctx context.Context, args []string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /cmd", h.serve)
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
-	server := &http.Server{Addr: args[0], Handler: mux, ReadHeaderTimeout: time.Minute}
-	ended := make(chan error, 1)
-	go func() { ended <- server.ListenAndServe() }()
-	select {
-	case err = <-ended:
-	case <-ctx.Done():
-		err = server.Shutdown(context.WithoutCancel(ctx))
-	}
+	err = serve.HTTP(ctx, args[0], mux)
 	h.running.Wait()
 	return err
 }

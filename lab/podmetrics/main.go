@@ -14,7 +14,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -24,6 +23,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	listers "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/sluice-cd/sluice/lab/serve"
 )
 
 func main() {
@@ -60,15 +61,7 @@ func run(ctx context.Context, args []string) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /targets", func(w http.ResponseWriter, _ *http.Request) { serveTargets(w, pods) })
-	server := &http.Server{Addr: args[0], Handler: mux, ReadHeaderTimeout: time.Minute}
-	ended := make(chan error, 1)
-	go func() { ended <- server.ListenAndServe() }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-		return server.Shutdown(context.WithoutCancel(ctx))
-	}
+	return serve.HTTP(ctx, args[0], mux)
 }
 
 // targetGroup is one entry of the answer that http_sd_configs reads.

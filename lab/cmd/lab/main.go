@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -25,7 +26,8 @@ const usage = `lab runs complete Kubernetes clusters on this machine (as root).
 
   lab up [flags] [NAME…]        start clusters; without names: prod and staging
   lab run [flags] COMMAND…      start prod and staging, run a command that finds them in LAB_KUBECONFIG and
-                                LAB_KUBECONFIG_STAGING, and take them down; what an earlier run left goes first
+                                LAB_KUBECONFIG_STAGING and the lab's kubectl in PATH, and take them down; what an
+                                earlier run left goes first
   lab down [NAME…]              take clusters down; without names: all of this lab
   lab status                    what runs
   lab kubeconfig NAME           print the path of the administrator's kubeconfig
@@ -145,7 +147,7 @@ func start(ctx context.Context, l *cluster.Lab, o cluster.Options, names ...stri
 	return starts.Wait()
 }
 
-// runIn runs a command with two clusters that live as long as it.
+// runIn runs a command with two clusters that live as long as it. It finds the lab's kubectl before any other.
 func runIn(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) (err error) {
 	o, command, err := parse("run", args)
 	if err != nil {
@@ -172,7 +174,11 @@ func runIn(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) (e
 	child := exec.CommandContext(ctx, command[0], command[1:]...)
 	// The command ends what it has begun; only one that does not end is killed.
 	child.Cancel, child.WaitDelay = func() error { return child.Process.Signal(syscall.SIGTERM) }, time.Minute
-	child.Env = os.Environ()
+	programs, err := l.Builder.Programs(ctx)
+	if err != nil {
+		return err
+	}
+	child.Env = append(os.Environ(), "PATH="+filepath.Dir(programs.Path("kubectl"))+":"+os.Getenv("PATH"))
 	for variable, name := range map[string]string{"LAB_KUBECONFIG": "prod", "LAB_KUBECONFIG_STAGING": "staging"} {
 		c, err := l.Cluster(name)
 		if err != nil {
