@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -19,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -98,21 +100,53 @@ func (c cluster) remove(prefix string) {
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	now := int64(0)
-	list, err := c.of("", "namespaces").List(ctx, metav1.ListOptions{})
-	if err != nil {
-		c.t.Error(err)
-		return
-	}
-	for _, n := range list.Items {
-		if !strings.HasPrefix(n.GetName(), prefix) {
-			continue
-		}
-		if err := c.of("", "namespaces").Delete(ctx, n.GetName(), metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-			c.t.Error(err)
+	c.each(ctx, "namespaces", func(o *unstructured.Unstructured) error {
+		if !strings.HasPrefix(o.GetName(), prefix) {
+			return nil
 		}
 		// Pods that take their time to end would hold the namespace for as long.
-		if err := c.of(n.GetName(), "pods").DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}); err != nil {
-			c.t.Error(err)
+		return errors.Join(c.of("", "namespaces").Delete(ctx, o.GetName(), metav1.DeleteOptions{}),
+			c.of(o.GetName(), "pods").DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}))
+	})
+	of := func(o *unstructured.Unstructured, field string) bool {
+		namespace, _, _ := unstructured.NestedString(o.Object, "spec", field, "namespace")
+		return strings.HasPrefix(namespace, prefix)
+	}
+	let := func(resource string, o *unstructured.Unstructured, patch string) error {
+		_, err := c.of("", resource).Patch(ctx, o.GetName(), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		return err
+	}
+	// These go when nothing is bound to them any more.
+	c.each(ctx, "persistentvolumes", func(o *unstructured.Unstructured) error {
+		if !of(o, "claimRef") {
+			return nil
+		}
+		return let("persistentvolumes", o, `{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`)
+	})
+	c.each(ctx, contents, func(o *unstructured.Unstructured) error {
+		if !of(o, "volumeSnapshotRef") {
+			return nil
+		}
+		// What was handed on belongs to the cluster that cut it.
+		if _, cut, _ := unstructured.NestedString(o.Object, "spec", "source", "volumeHandle"); cut {
+			if err := let(contents, o, `{"spec":{"deletionPolicy":"Delete"}}`); err != nil {
+				return err
+			}
+		}
+		return c.of("", contents).Delete(ctx, o.GetName(), metav1.DeleteOptions{})
+	})
+}
+
+// each does something with every object of a kind. What is gone meanwhile is no fault.
+func (c cluster) each(ctx context.Context, resource string, do func(*unstructured.Unstructured) error) {
+	list, err := c.of("", resource).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		c.t.Errorf("list %s: %v", resource, err)
+		return
+	}
+	for _, o := range list.Items {
+		if err := do(&o); err != nil && !apierrors.IsNotFound(err) {
+			c.t.Errorf("%s %s: %v", resource, o.GetName(), err)
 		}
 	}
 }
