@@ -219,6 +219,8 @@ type Isolator interface {
 	// Isolate has the pods with these labels reach nothing outside of their namespace, as far as the cluster enforces it, and
 	// returns what of others such a pod reaches all the same.
 	Isolate(ctx context.Context, key string, i Isolation) (reached []string, err error)
+	// Release takes back what Isolate made for a delivery in a namespace, when none of its copies' pods is left there.
+	Release(ctx context.Context, namespace, delivery string) error
 }
 
 // Isolation says whose pods are kept from whom.

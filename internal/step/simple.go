@@ -3,6 +3,7 @@ package step
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -51,11 +52,12 @@ func (nothing) Undo(context.Context, Call) (Outcome, error) {
 }
 
 // Await waits until every object satisfies until. An object that has failed, or is not there in time, is an error of kind
-// invalid that says why in the platform's words. An error of ctx itself is returned as it is.
+// invalid that says why in the platform's words, also where ctx has no more time. That ctx was cancelled is returned as it is.
 func Await(ctx context.Context, p platform.Platform, timeout time.Duration, what string, refs []manifest.Ref, until func(platform.State) bool) error {
 	if len(refs) == 0 {
 		return nil
 	}
+	start := time.Now()
 	within, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	states, err := p.Watch(within, refs)
@@ -78,7 +80,7 @@ func Await(ctx context.Context, p platform.Platform, timeout time.Duration, what
 			return nil
 		}
 	}
-	if ctx.Err() != nil {
+	if ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return ctx.Err()
 	}
 	for _, r := range refs {
@@ -89,7 +91,7 @@ func Await(ctx context.Context, p platform.Platform, timeout time.Duration, what
 		if within.Err() == nil {
 			return fault.Newf(fault.Transient, "the platform no longer tells how %s is", r)
 		}
-		return fault.Newf(fault.Invalid, "%s is not %s after %s: %s: %s", r, what, timeout, l.Reason, l.Message)
+		return fault.Newf(fault.Invalid, "%s is not %s after %s: %s: %s", r, what, time.Since(start).Round(time.Second), l.Reason, l.Message)
 	}
 	return nil
 }

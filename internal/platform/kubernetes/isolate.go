@@ -29,6 +29,9 @@ import (
 // probeWithin is how long a probe may take, with the start of its pod.
 const probeWithin = 3 * time.Minute
 
+// policyPrefix begins the names of the policies that keep copies apart.
+const policyPrefix = "sluice-quarantine-"
+
 // Isolate implements platform.Isolator: a NetworkPolicy lets the pods reach their own namespace and the cluster's name service,
 // and a pod with the same labels tries to reach the others. Not every cluster enforces NetworkPolicies, so that only the
 // attempt tells.
@@ -57,7 +60,7 @@ func (p *Platform) restrict(ctx context.Context, i platform.Isolation) error {
 	sum := sha256.Sum256([]byte(labels.Set(i.Labels).String()))
 	policy := &networkingv1.NetworkPolicy{
 		TypeMeta: metav1.TypeMeta{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: i.Namespace, Name: "sluice-quarantine-" + hex.EncodeToString(sum[:4]),
+		ObjectMeta: metav1.ObjectMeta{Namespace: i.Namespace, Name: policyPrefix + hex.EncodeToString(sum[:4]),
 			Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(i.Delivery)}},
 		Spec: networkingv1.NetworkPolicySpec{
 			PodSelector: metav1.LabelSelector{MatchLabels: i.Labels},
@@ -75,6 +78,25 @@ func (p *Platform) restrict(ctx context.Context, i platform.Isolation) error {
 	_, err = p.dynamic.Resource(networkPolicies()).Namespace(i.Namespace).Apply(ctx, policy.Name, &unstructured.Unstructured{Object: content},
 		metav1.ApplyOptions{FieldManager: manager, Force: true})
 	return failed(err, "apply NetworkPolicy %s/%s", i.Namespace, policy.Name)
+}
+
+// Release implements platform.Isolator.
+func (p *Platform) Release(ctx context.Context, namespace, delivery string) error {
+	in := p.dynamic.Resource(networkPolicies()).Namespace(namespace)
+	all, err := in.List(ctx, metav1.ListOptions{LabelSelector: labels.Set{managedBy: manager, deliveryLabel: labelValue(delivery)}.String()})
+	if err != nil {
+		return failed(err, "list the NetworkPolicies of namespace %s", namespace)
+	}
+	for _, o := range all.Items {
+		if !strings.HasPrefix(o.GetName(), policyPrefix) {
+			continue // the delivery's own manifests may have some
+		}
+		uid := o.GetUID()
+		if err := in.Delete(ctx, o.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}); err != nil && !apierrors.IsNotFound(err) {
+			return failed(err, "delete NetworkPolicy %s/%s", namespace, o.GetName())
+		}
+	}
+	return nil
 }
 
 // distinct leaves out addresses that mean something else in this cluster: two clusters often number their pods and Services

@@ -2,6 +2,7 @@ package data
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/kube"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform"
@@ -62,12 +64,26 @@ func maxHold(a plan.CopyArgs) time.Duration {
 	return a.MaxHold
 }
 
-// Run copies, recovers the base and starts control.
+// Run copies within the time that the step has. What waiting does not cure fails it: production was only read.
 func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	a, err := args[plan.CopyArgs](c.Args)
 	if err != nil {
 		return step.Outcome{}, err
 	}
+	within, cancel := context.WithTimeout(ctx, a.Timeout)
+	defer cancel()
+	out, err := st.copy(within, c, a)
+	if err == nil {
+		return out, nil
+	}
+	if ctx.Err() == nil && within.Err() != nil {
+		err = fault.Newf(fault.Invalid, "the twins of %s were not made within %s: %w", a.Database.Name, a.Timeout, err)
+	}
+	return refusal(ctx, err)
+}
+
+// copy cuts, recovers the base and starts control.
+func (st copyData) copy(ctx context.Context, c step.Call, a plan.CopyArgs) (step.Outcome, error) {
 	s, err := saved[copied](c.Saved)
 	if err != nil {
 		return step.Outcome{}, err
@@ -91,12 +107,17 @@ func (st copyData) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil {
 		return step.Outcome{}, err
 	}
+	for _, purpose := range []string{"base", "control"} {
+		if err := vacant(ctx, to, beside(a.To, purpose).Namespace); err != nil {
+			return step.Outcome{}, err
+		}
+	}
 	s.Try++
 	s.Site, s.Control = a.To, beside(a.To, "control")
 	if err := c.Save(ctx, s); err != nil {
 		return step.Outcome{}, err
 	}
-	sides := copying{from: p, to: to}
+	sides := copying{from: p, to: to, classes: target.otherClasses(live.workload)}
 	if sides.theirs, err = exists(ctx, to, manifest.Ref{Kind: "Namespace", Name: a.To.Namespace}); err != nil {
 		return step.Outcome{}, err
 	}
@@ -119,6 +140,7 @@ type copying struct {
 	from, to place
 	theirs   bool                // the target's namespace was there before
 	others   []platform.Endpoint // what no copy must reach
+	classes  map[string]string   // of the target's claims, where they are not production's
 }
 
 // phases are how long the parts of a copy took that come after the cut.
@@ -178,7 +200,7 @@ func (st copyData) raisings(c step.Call, sides copying, a plan.CopyArgs, l live,
 		copyID: s.baseID(c.Key), upKey: fmt.Sprintf("%s/base/up/%d", c.Key, s.Try), timeout: a.Timeout}
 	control = base
 	control.namespace, control.copyID, control.upKey = s.Control.Namespace, c.Key+"/control", fmt.Sprintf("%s/control/up/%d", c.Key, s.Try)
-	candidate = raising{namespace: a.To.Namespace, theirs: sides.theirs, replace: a.Replace, others: sides.others, workload: target,
+	candidate = raising{namespace: a.To.Namespace, theirs: sides.theirs, replace: a.Replace, classes: sides.classes, others: sides.others, workload: target,
 		role: database.Candidate, copyID: c.Key + "/candidate"}
 	return base, control, candidate
 }
@@ -327,6 +349,26 @@ func exists(ctx context.Context, p place, ref manifest.Ref) (bool, error) {
 	return true, nil
 }
 
+// vacant refuses a namespace for copies that somebody else made, before production is asked for anything. Where namespaces
+// may not be read, or are none of a cluster's, whatever runs there is refused by itself.
+func vacant(ctx context.Context, p place, namespace string) error {
+	get, err := optional[platform.Getter](p, "read live objects")
+	if err != nil {
+		return err
+	}
+	o, err := get.Get(ctx, manifest.Ref{Kind: "Namespace", Name: namespace})
+	switch {
+	case fault.Is(err, fault.NotFound) || fault.Is(err, fault.Denied):
+		return nil
+	case err != nil:
+		return err
+	case o.GetLabels()[kube.ManagedByLabel] != kube.Manager:
+		return fault.WithRemedy(fault.Newf(fault.Denied, "namespace %s of account %s is where a copy of its own would run, and somebody else made it", namespace, p.account),
+			"rename it, or delete it if nothing needs it: Sluice makes it with the label %s=%s", kube.ManagedByLabel, kube.Manager)
+	}
+	return nil
+}
+
 // vacate stops a workload that still runs on the claims which are about to be bound anew.
 func (b base) vacate(ctx context.Context, c step.Call, p place, ref manifest.Ref, try int) error {
 	if there, err := exists(ctx, p, ref); err != nil || !there {
@@ -467,21 +509,23 @@ func (st copyData) Clean(ctx context.Context, c step.Call) (step.Outcome, error)
 	if err != nil {
 		return step.Outcome{}, err
 	}
+	return step.Done(delivery.Pass, ""), st.remove(ctx, c, p, to, a, live, s)
+}
+
+// remove ends and deletes what this copy made and nothing needs. What of it fails does not keep the rest.
+func (st copyData) remove(ctx context.Context, c step.Call, p, to place, a plan.CopyArgs, l live, s copied) error {
+	var failed []error
 	for _, purpose := range []string{"control", "base"} {
-		if err := st.stop(ctx, c, to, beside(a.To, purpose).Namespace, live.bundle(), c.Key+"/clean/"+purpose); err != nil {
-			return step.Outcome{}, err
+		at := beside(a.To, purpose).Namespace
+		failed = append(failed, st.stop(ctx, c, to, at, l.bundle(), c.Key+"/clean/"+purpose), st.release(ctx, c, to, at))
+	}
+	gone, cuts := []string{c.Key + "/control"}, []string{}
+	if !s.Candidate {
+		failed = append(failed, st.release(ctx, c, to, a.To.Namespace))
+		gone = append(gone, c.Key+"/candidate", s.baseID(c.Key))
+		for try := s.Try; try > 0; try-- {
+			cuts = append(cuts, cutID(c.Key, try))
 		}
 	}
-	gone := []string{c.Key + "/control"}
-	if !s.Candidate {
-		gone = append(gone, c.Key+"/candidate", s.baseID(c.Key))
-	}
-	if err := to.discard(ctx, c.Delivery, gone...); err != nil || s.Candidate {
-		return step.Done(delivery.Pass, ""), err
-	}
-	gone = nil
-	for try := s.Try; try > 0; try-- {
-		gone = append(gone, cutID(c.Key, try))
-	}
-	return step.Done(delivery.Pass, ""), p.discard(ctx, c.Delivery, gone...)
+	return errors.Join(append(failed, to.discard(ctx, c.Delivery, gone...), p.discard(ctx, c.Delivery, cuts...))...)
 }

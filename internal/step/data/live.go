@@ -21,7 +21,8 @@ type workload struct {
 	object   manifest.Object
 	template corev1.PodTemplateSpec
 	claims   []string
-	volumes  []string // what the pod calls them, parallel to claims
+	volumes  []string          // what the pod calls them, parallel to claims
+	classes  map[string]string // of claims whose template names one
 	replicas int32
 }
 
@@ -32,7 +33,7 @@ func (w workload) ref(namespace string) manifest.Ref {
 
 // readWorkload understands a StatefulSet or a Deployment of one replica that mounts claims.
 func readWorkload(o manifest.Object) (workload, error) {
-	w := workload{object: o, replicas: 1}
+	w := workload{object: o, replicas: 1, classes: map[string]string{}}
 	for _, r := range o.GetOwnerReferences() {
 		return w, fault.Newf(fault.Denied, "%s belongs to %s %s: its operator would undo what Sluice does", o.Ref(), r.Kind, r.Name)
 	}
@@ -45,7 +46,11 @@ func readWorkload(o manifest.Object) (workload, error) {
 		}
 		w.template, replicas = s.Spec.Template, s.Spec.Replicas
 		for _, t := range s.Spec.VolumeClaimTemplates {
-			w.claims, w.volumes = append(w.claims, fmt.Sprintf("%s-%s-0", t.Name, o.GetName())), append(w.volumes, t.Name)
+			claim := fmt.Sprintf("%s-%s-0", t.Name, o.GetName())
+			w.claims, w.volumes = append(w.claims, claim), append(w.volumes, t.Name)
+			if t.Spec.StorageClassName != nil {
+				w.classes[claim] = *t.Spec.StorageClassName
+			}
 		}
 	case "Deployment":
 		var d appsv1.Deployment
@@ -71,6 +76,14 @@ func readWorkload(o manifest.Object) (workload, error) {
 		return w, fault.Newf(fault.Invalid, "%s mounts no claim, so there is nothing to copy", o.Ref())
 	}
 	return w, nil
+}
+
+// otherClasses returns the classes that a workload's claims ask for and those of the running one do not: what both name may be
+// a class that only production has.
+func (w workload) otherClasses(running workload) map[string]string {
+	other := maps.Clone(w.classes)
+	maps.DeleteFunc(other, func(claim, class string) bool { return running.classes[claim] == class })
+	return other
 }
 
 // live is a running database.

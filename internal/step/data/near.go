@@ -270,3 +270,12 @@ func (f *proofs) of(ctx context.Context, r raising) func(context.Context) error 
 		}
 	}
 }
+
+// release takes back what kept the pods of a delivery's copies in a namespace from everything else.
+func (b base) release(ctx context.Context, c step.Call, p place, namespace string) error {
+	i, ok := p.Platform.(platform.Isolator)
+	if !ok {
+		return nil
+	}
+	return i.Release(ctx, namespace, c.Delivery)
+}

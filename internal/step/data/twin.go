@@ -172,6 +172,7 @@ type raising struct {
 	theirs    bool                        // the namespace was there before, and is not one of Sluice's
 	others    []platform.Endpoint         // what it must not reach
 	isolated  func(context.Context) error // tells when that is proven; nil: nobody has begun to prove it
+	classes   map[string]string           // of claims that are not of the class that production's are
 	from      volume.Copy
 	workload  workload
 	objects   []manifest.Object
@@ -198,7 +199,7 @@ func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database,
 func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (database.Launch, error) {
 	var to []volume.Place
 	for _, claim := range r.workload.claims {
-		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.theirs, Replace: r.replace})
+		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.theirs, Replace: r.replace, Class: r.classes[claim]})
 	}
 	clone, err := p.volumes.Clone(ctx, r.copyID, c.Delivery, r.from, to)
 	if err != nil {

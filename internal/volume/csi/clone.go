@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -202,6 +203,7 @@ func (d *Driver) handOn(ctx context.Context, c cluster, r record, origin object)
 
 // bind waits until a claim that waits for no consumer has its volume.
 func (d *Driver) bind(ctx context.Context, c cluster, claim object) error {
+	start := time.Now()
 	within, cancel := context.WithTimeout(ctx, d.within.Bound)
 	defer cancel()
 	last, err := c.await(within, claims(), claim.GetNamespace(), claim.GetName(), func(o *object) (bool, error) {
@@ -213,8 +215,8 @@ func (d *Driver) bind(ctx context.Context, c cluster, claim object) error {
 		}
 		return o.text("status", "phase") == string(corev1.ClaimBound), nil
 	})
-	if err != nil && ctx.Err() == nil && within.Err() != nil {
-		return c.never(ctx, fmt.Sprintf("%s had no volume within %s", claim, d.within.Bound), last)
+	if err != nil && errors.Is(within.Err(), context.DeadlineExceeded) {
+		return c.never(ctx, fmt.Sprintf("%s had no volume within %s", claim, since(start)), last)
 	}
 	return err
 }

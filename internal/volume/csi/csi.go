@@ -7,6 +7,7 @@ package csi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -162,6 +163,7 @@ func ours(o object, r record) error {
 
 // awaitCut waits for the instant that a snapshot holds.
 func (d *Driver) awaitCut(ctx context.Context, c cluster, s object) (at time.Time, err error) {
+	start := time.Now()
 	within, cancel := context.WithTimeout(ctx, d.within.Cut)
 	defer cancel()
 	name := ""
@@ -181,8 +183,8 @@ func (d *Driver) awaitCut(ctx context.Context, c cluster, s object) (at time.Tim
 			return ok, nil
 		})
 	}
-	if err != nil && ctx.Err() == nil && within.Err() != nil {
-		return at, c.never(ctx, fmt.Sprintf("%s was not cut within %s", s, d.within.Cut), s, last)
+	if err != nil && errors.Is(within.Err(), context.DeadlineExceeded) {
+		return at, c.never(ctx, fmt.Sprintf("%s was not cut within %s", s, since(start)), s, last)
 	}
 	return at, err
 }
@@ -210,6 +212,9 @@ func (c cluster) contentOf(ctx context.Context, s object) (object, error) {
 	}
 	return c.get(ctx, contents(), "", name)
 }
+
+// since is how long something was waited for, as people read it.
+func since(start time.Time) time.Duration { return time.Since(start).Round(time.Second) }
 
 // never is the error for what did not become as it should in its time, with what the cluster says about it.
 func (c cluster) never(ctx context.Context, what string, about ...any) error {
@@ -262,6 +267,7 @@ func (d *Driver) Ready(ctx context.Context, copy volume.Copy) error {
 
 // ready waits until a snapshot can be cloned.
 func (d *Driver) ready(ctx context.Context, c cluster, s object, deadline time.Duration) error {
+	start := time.Now()
 	within, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	last, err := c.await(within, snapshots(), s.GetNamespace(), s.GetName(), func(o *object) (bool, error) {
@@ -271,14 +277,14 @@ func (d *Driver) ready(ctx context.Context, c cluster, s object, deadline time.D
 		status, _ := o.Object["status"].(map[string]any)
 		return status["readyToUse"] == true, nil
 	})
-	if err != nil && ctx.Err() == nil && within.Err() != nil {
+	if err != nil && errors.Is(within.Err(), context.DeadlineExceeded) {
 		var content *object
 		if last != nil {
 			if o, err := c.contentOf(context.WithoutCancel(ctx), *last); err == nil {
 				content = &o
 			}
 		}
-		return c.never(ctx, fmt.Sprintf("%s was not ready to use within %s", s, deadline), last, content)
+		return c.never(ctx, fmt.Sprintf("%s was not ready to use within %s", s, since(start)), last, content)
 	}
 	return err
 }

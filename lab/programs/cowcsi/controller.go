@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -23,6 +24,11 @@ type driver struct {
 
 const (
 	mebibyte = 1 << 20
+	// snapshotsParameter of a StorageClass says that snapshots of its volumes are cut and never become ready, as those of a
+	// storage that does not get its work done. Volumes of such a class bear it in their name.
+	snapshotsParameter = "snapshots"
+	unready            = "unready-"
+
 	// minimum is the smallest volume in which ext4 keeps a journal.
 	minimum     = 8 * mebibyte
 	defaultSize = 1 << 30
@@ -99,10 +105,18 @@ func (d *driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 			return nil, coded(err)
 		}
 	}
-	if err := d.pool.create(ctx, r.Name, size, from); err != nil {
+	id := r.Name
+	switch v := r.Parameters[snapshotsParameter]; v {
+	case "":
+	case "unready":
+		id = unready + id
+	default:
+		return nil, status.Errorf(codes.InvalidArgument, "parameter %s: %q is not known: unready is", snapshotsParameter, v)
+	}
+	if err := d.pool.create(ctx, id, size, from); err != nil {
 		return nil, coded(err)
 	}
-	return &csi.CreateVolumeResponse{Volume: &csi.Volume{VolumeId: r.Name, CapacityBytes: size, ContentSource: r.VolumeContentSource}}, nil
+	return &csi.CreateVolumeResponse{Volume: &csi.Volume{VolumeId: id, CapacityBytes: size, ContentSource: r.VolumeContentSource}}, nil
 }
 
 func (d *driver) DeleteVolume(_ context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
@@ -146,7 +160,8 @@ func (d *driver) ListSnapshots(_ context.Context, r *csi.ListSnapshotsRequest) (
 }
 
 func message(s snapshot) *csi.Snapshot {
-	return &csi.Snapshot{SnapshotId: s.ID, SourceVolumeId: s.Source, SizeBytes: s.Size, CreationTime: timestamppb.New(s.Cut), ReadyToUse: true}
+	return &csi.Snapshot{SnapshotId: s.ID, SourceVolumeId: s.Source, SizeBytes: s.Size, CreationTime: timestamppb.New(s.Cut),
+		ReadyToUse: !strings.HasPrefix(s.Source, unready)}
 }
 
 // coded gives an error its code of CSI.
