@@ -205,6 +205,7 @@ type targetPlan struct {
 	copies  map[string]string // database → path of its copyData here
 	marks   map[string]string // database → path of its markData here
 	active  []string          // Services that blueGreen redirects, as far as it names them
+	meshes  []Mesh            // that the canary is shared out by
 }
 
 // add appends a node.

@@ -317,7 +317,7 @@ func (b *targetPlan) shift(s deployfile.Strategy, deployments, settings []manife
 		return []string{p}, err
 	}
 	args := b.applyArgs(deployments)
-	args.Settings = settings
+	args.Settings, args.Meshes = settings, b.meshes
 	after, err := node("start", "start the new version beside the old one", KindStartCanary, args, after)
 	if err != nil {
 		return nil, err

@@ -193,7 +193,21 @@ type ApplyArgs struct {
 	Timeout   time.Duration     `json:"timeout"`
 	Annotate  map[string]string `json:"annotate,omitempty"`
 	Env       map[string]string `json:"env,omitempty"`
-	Force     bool              `json:"force,omitempty"` // fields that others hold are taken over
+	Force     bool              `json:"force,omitempty"`  // fields that others hold are taken over
+	Meshes    []Mesh            `json:"meshes,omitempty"` // of KindStartCanary: what of a mesh shares the traffic out
+}
+
+// Mesh is a VirtualService of Istio with its DestinationRule, or a TrafficSplit of SMI.
+type Mesh struct {
+	VirtualService  string `json:"virtualService,omitempty"`
+	Route           string `json:"route,omitempty"`
+	DestinationRule string `json:"destinationRule,omitempty"`
+	ActiveSubset    string `json:"activeSubset,omitempty"`
+	CanarySubset    string `json:"canarySubset,omitempty"`
+
+	TrafficSplit  string `json:"trafficSplit,omitempty"`
+	RootService   string `json:"rootService,omitempty"`
+	CanaryService string `json:"canaryService,omitempty"`
 }
 
 // WeightArgs of KindSetWeight, KindPromote and KindRedirect.

@@ -13,6 +13,7 @@ import (
 // last step should not be found out after hours.
 type Needs struct {
 	Accounts  []string
+	Meshes    []string // accounts whose traffic a mesh shares out
 	Providers []string // of metrics; "" is the only one there is
 	Secrets   []string
 }
@@ -28,7 +29,7 @@ func (g Graph) Needs() (Needs, error) {
 			return n, fault.Newf(fault.Invalid, "the arguments of step %s cannot be read: %w", node.Path, err)
 		}
 	}
-	for _, list := range []*[]string{&n.Accounts, &n.Providers, &n.Secrets} {
+	for _, list := range []*[]string{&n.Accounts, &n.Meshes, &n.Providers, &n.Secrets} {
 		slices.Sort(*list)
 		*list = slices.Compact(*list)
 	}
@@ -66,6 +67,14 @@ func (n *Needs) node(node Node) error {
 			n.Providers = append(n.Providers, c.Provider)
 			n.templates(c.CanaryTotal, c.CanaryBad, c.StableTotal, c.StableBad)
 		}
+	case KindStartCanary:
+		var a ApplyArgs
+		if err := json.Unmarshal(node.Args, &a); err != nil {
+			return err
+		}
+		if len(a.Meshes) > 0 {
+			n.Meshes = append(n.Meshes, a.Account)
+		}
 	default:
 		// All steps that touch data name their database alike.
 		var a struct {
@@ -78,6 +87,30 @@ func (n *Needs) node(node Node) error {
 		n.templates(a.Database.Connection)
 	}
 	return nil
+}
+
+// Databases returns the databases that the graph's steps touch, each once.
+func (g Graph) Databases() ([]Database, error) {
+	var out []Database
+	seen := map[Site]map[string]bool{}
+	for _, node := range g.Nodes {
+		var a struct {
+			Database Database `json:"database"`
+		}
+		if err := json.Unmarshal(node.Args, &a); err != nil {
+			return nil, fault.Newf(fault.Invalid, "the arguments of step %s cannot be read: %w", node.Path, err)
+		}
+		at := Site{a.Database.Account, a.Database.Namespace}
+		if a.Database.Name == "" || seen[at][a.Database.Name] {
+			continue
+		}
+		if seen[at] == nil {
+			seen[at] = map[string]bool{}
+		}
+		seen[at][a.Database.Name] = true
+		out = append(out, a.Database)
+	}
+	return out, nil
 }
 
 // templates collects the secrets that templates name.

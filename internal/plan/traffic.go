@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -22,12 +23,18 @@ const (
 // traffic makes trafficManagement and the Services of blueGreen take effect in a target: it marks the preview Services
 // among its objects, and keeps which Services the redirection is about. What cannot take effect is refused.
 func (b *targetPlan) traffic(target *Target) error {
-	how, err := b.management()
+	how, meshes, err := b.management()
 	if err != nil {
 		return err
 	}
 	s, ok := b.strategy()
 	deployments, _ := partition(b.objects, func(o manifest.Object) bool { return o.GetKind() == "Deployment" })
+	switch {
+	case ok && s.Canary != nil && len(deployments) > 0:
+		b.meshes = meshes
+	case len(meshes) > 0:
+		target.Notes = append(target.Notes, "trafficManagement names a mesh for a canary, which this target does not have: it stays as it is")
+	}
 	if !ok || s.BlueGreen == nil || len(deployments) == 0 {
 		for _, p := range how {
 			target.Notes = append(target.Notes, "trafficManagement names "+p.names()+" for blueGreen, which this target does not use: it stays as it is")
@@ -56,33 +63,40 @@ func (b *targetPlan) traffic(target *Target) error {
 	return nil
 }
 
-// management returns the pairs of Services that trafficManagement has for the target; a later entry replaces an earlier
-// one. What needs a mesh is refused.
-func (b *targetPlan) management() ([]servicePair, error) {
+// management returns what trafficManagement has for the target: pairs of Services, and objects of meshes. A later entry
+// replaces an earlier one of its kind.
+func (b *targetPlan) management() ([]servicePair, []Mesh, error) {
 	var pairs []servicePair
+	var istio, smi []Mesh
 	for _, t := range b.c.f.TrafficManagement {
 		if len(t.Targets) > 0 && !slices.Contains(t.Targets, b.t.Name) {
 			continue
 		}
-		mesh := ""
-		switch {
-		case len(t.SMI) > 0:
-			mesh = "smi"
-		case len(t.Istio) > 0:
-			mesh = "istio"
-		}
-		if mesh != "" {
-			return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "line %d: trafficManagement by %s needs a mesh, which is not built yet", t.Pos.Line, mesh),
-				"leave the entry out, or name other targets in targets: of it; without one the traffic is shifted by each Service itself, in a cluster by replicas")
-		}
 		if len(t.Kubernetes) > 0 {
 			pairs = nil
-			for _, p := range t.Kubernetes {
-				pairs = append(pairs, servicePair(p))
+		}
+		for _, p := range t.Kubernetes {
+			pairs = append(pairs, servicePair(p))
+		}
+		if len(t.Istio) > 0 {
+			istio = nil
+		}
+		for _, i := range t.Istio {
+			if i.DestinationRule == "" {
+				return nil, nil, fault.WithRemedy(fault.Newf(fault.Invalid, "line %d: VirtualService %s has no destinationRule, whose subsets tell the two versions apart", t.Pos.Line, i.VirtualService),
+					"write destinationRule: {name: …}, of the Service that the route leads to")
 			}
+			istio = append(istio, Mesh{VirtualService: i.VirtualService, Route: i.HTTPRouteName, DestinationRule: i.DestinationRule,
+				ActiveSubset: cmp.Or(i.ActiveSubsetName, "active"), CanarySubset: cmp.Or(i.CanarySubsetName, "canary")})
+		}
+		if len(t.SMI) > 0 {
+			smi = nil
+		}
+		for _, i := range t.SMI {
+			smi = append(smi, Mesh{TrafficSplit: i.TrafficSplitName, RootService: i.RootServiceName, CanaryService: i.CanaryServiceName})
 		}
 	}
-	return pairs, nil
+	return pairs, slices.Concat(istio, smi), nil
 }
 
 // servicePair is an active Service with its preview Service; one of them may be missing.

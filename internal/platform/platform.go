@@ -39,6 +39,21 @@ type Options struct {
 	Claims     map[string]string // claim name → volume name: bind these claims to existing volumes before the workload starts
 	Quarantine *Quarantine       // a twin: how its pods differ from production's
 	Force      bool              // take over what others hold: otherwise it is an error of kind Conflict
+	Meshes     []Mesh            // of a canary: what of a mesh gives it its share
+}
+
+// Mesh is an object of a service mesh that shares traffic out: a VirtualService of Istio with its DestinationRule, or a
+// TrafficSplit of SMI.
+type Mesh struct {
+	VirtualService  string `json:"virtualService,omitempty"`
+	Route           string `json:"route,omitempty"` // the http route that is meant; "": all that lead to the Service
+	DestinationRule string `json:"destinationRule,omitempty"`
+	ActiveSubset    string `json:"activeSubset,omitempty"`
+	CanarySubset    string `json:"canarySubset,omitempty"`
+
+	TrafficSplit  string `json:"trafficSplit,omitempty"` // made where it is not there
+	RootService   string `json:"rootService,omitempty"`
+	CanaryService string `json:"canaryService,omitempty"` // is made
 }
 
 // Quarantine keeps a twin from acting as production.

@@ -72,7 +72,11 @@ func (apply) Plan(n plan.Node) (plan.Description, error) {
 
 // options are how a step's objects are applied.
 func options(c Call, a plan.ApplyArgs) platform.Options {
-	return platform.Options{Namespace: a.Namespace, Delivery: c.Delivery, Annotate: a.Annotate, Env: a.Env, Force: a.Force}
+	o := platform.Options{Namespace: a.Namespace, Delivery: c.Delivery, Annotate: a.Annotate, Env: a.Env, Force: a.Force}
+	for _, m := range a.Meshes {
+		o.Meshes = append(o.Meshes, platform.Mesh(m))
+	}
+	return o
 }
 
 // Run applies and waits.

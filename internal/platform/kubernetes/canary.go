@@ -46,7 +46,7 @@ func (p *Platform) StartCanaryWith(ctx context.Context, key string, objects, set
 		return nil, err
 	}
 	if rec == nil {
-		entries, open, err := p.rehearseCanary(ctx, all, o.Force)
+		entries, open, err := p.rehearseCanary(ctx, all, o)
 		if err != nil {
 			return nil, err
 		}
@@ -72,8 +72,8 @@ func (p *Platform) StartCanaryWith(ctx context.Context, key string, objects, set
 }
 
 // rehearseCanary has the server check the new versions, both as what they will be when promoted and as canaries.
-func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, force bool) ([]entry, []int, error) {
-	entries, open, err := p.rehearse(ctx, all, force)
+func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, opts platform.Options) ([]entry, []int, error) {
+	entries, open, err := p.rehearse(ctx, all, opts.Force)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -98,9 +98,12 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, fo
 			err = p.dryRun(ctx, wanted{Object: c})
 		}
 		if err == nil {
-			e.Routes, e.Canaries, err = p.routesOf(ctx, stable)
+			err = p.routed(ctx, e, stable, opts)
 		}
 		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err == nil {
+		errs = append(errs, unshared(entries, opts.Meshes))
 	}
 	return entries, open, errors.Join(errs...)
 }
@@ -206,17 +209,29 @@ func (p *Platform) startOne(ctx context.Context, rec *record, i int, o manifest.
 	if err != nil {
 		return err
 	}
-	if live, err := p.canary(ctx, e.Ref); err != nil || live != nil {
+	live, err := p.canary(ctx, e.Ref)
+	if err != nil {
 		return err
 	}
-	if err := rec.redirect(c); err != nil {
+	if live == nil {
+		if err := rec.redirect(c); err != nil {
+			return err
+		}
+		if err := p.makeServices(ctx, *e, c); err != nil {
+			return err
+		}
+		if live, err = p.write(ctx, c, false); err != nil {
+			return err
+		}
+	}
+	if err := p.makeSplits(ctx, *e); err != nil {
 		return err
 	}
-	if err := p.makeServices(ctx, *e, c); err != nil {
-		return err
-	}
-	if _, err := p.write(ctx, c, false); err != nil {
-		return err
+	if e.meshed() {
+		// Before the Service leads to the canary, too, Istio knows the versions apart.
+		if err := p.weigh(ctx, shifted{ref: e.Ref, stable: stable, canary: live, rec: rec, start: e}, 0); err != nil {
+			return err
+		}
 	}
 	return p.preview(ctx, stable, string(platform.Canary))
 }

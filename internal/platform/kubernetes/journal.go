@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/kube"
 	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform/kubernetes/traffic"
 )
 
 // journal keeps what was there before a change, in immutable Secrets beside the objects: a Secret's pre-image never leaves
@@ -48,7 +49,8 @@ type entry struct {
 	Next       map[string]any `json:"next,omitempty"`   // what a promotion makes of it
 	Replicas   *int64         `json:"replicas,omitempty"`
 
-	Routes   []map[string]any  `json:"routes,omitempty"`   // HTTPRoutes that share its traffic out, as they were
+	Routes   []map[string]any  `json:"routes,omitempty"`   // what shares its traffic out, as it was; what is labelled as the canary's is to be made
+	Subsets  []traffic.Subsets `json:"subsets,omitempty"`  // of its Services that Istio shares out
 	Canaries map[string]string `json:"canaries,omitempty"` // Service → the Service of its canary
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -130,6 +131,12 @@ func (p *Platform) byRoutes(ctx context.Context, s shifted, percent int) error {
 	if err := p.grow(ctx, s.canaryRef(), s.canary, pods); err != nil {
 		return err
 	}
+	if len(s.start.Subsets) > 0 {
+		// A subset is of the pods that the Service leads to.
+		if err := p.pin(ctx, s.stable, ""); err != nil {
+			return err
+		}
+	}
 	if err := p.weigh(ctx, s, percent); err != nil {
 		return err
 	}
@@ -138,48 +145,72 @@ func (p *Platform) byRoutes(ctx context.Context, s shifted, percent int) error {
 
 // weigh sets the weights of all routes, and waits until the gateways have taken them up: until then they do not count.
 func (p *Platform) weigh(ctx context.Context, s shifted, percent int) error {
-	if len(s.start.Routes) == 0 {
-		return nil
+	split := traffic.Split{Canaries: s.start.Canaries, Subsets: s.start.Subsets, Percent: percent}
+	routes := slices.Clone(s.start.Routes)
+	if percent < 0 {
+		slices.Reverse(routes) // whoever refers to another goes back before it
 	}
-	r, err := p.kinds.of(httpRoute())
-	if err != nil {
-		return err
-	}
-	in := p.at(r, s.ref.Namespace)
-	split := traffic.Split{Canaries: s.start.Canaries, Percent: percent}
-	for _, first := range s.start.Routes {
+	for _, first := range routes {
 		route := &unstructured.Unstructured{Object: first}
-		ref := manifest.Ref{Kind: "HTTPRoute", Namespace: s.ref.Namespace, Name: route.GetName()}
-		want, _, _ := unstructured.NestedSlice(first, "spec", "rules")
-		if percent >= 0 {
-			want = traffic.HTTPRoute(first, split)
+		ref := manifest.Ref{Kind: route.GetKind(), Namespace: s.ref.Namespace, Name: route.GetName()}
+		r, err := p.kinds.of(route.GroupVersionKind())
+		if err != nil {
+			return err
 		}
-		err := p.patch(ctx, in, ref, func(live *unstructured.Unstructured) ([]operation, error) {
-			now, _, _ := unstructured.NestedSlice(live.Object, "spec", "rules")
-			if reflect.DeepEqual(now, want) {
-				return nil, nil
-			}
-			if !traffic.Ours(first, now, split) {
-				return nil, fault.WithRemedy(fault.Newf(fault.Conflict, "the rules of %s were changed by somebody else since the canary began", ref),
-					"put them back, or end the canary by hand")
-			}
-			ops := []operation{{Op: "test", Path: "/spec/rules", Value: now}, {Op: "replace", Path: "/spec/rules", Value: want}}
-			if percent < 0 {
-				ops = append(ops, disown(live)...)
-			}
-			return ops, nil
-		})
+		in := p.at(r, s.ref.Namespace)
+		if percent < 0 && ofCanary(route, s.ref) {
+			err = p.unmake(ctx, in, ref, s.ref)
+		} else {
+			err = p.share(ctx, in, ref, first, split)
+		}
 		if fault.Is(err, fault.NotFound) && percent <= 0 {
 			continue // a route that is gone leads nobody to the canary
-		}
-		if err == nil {
-			err = p.accepted(ctx, in, ref)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// share gives one route the weights of a split, or, as it was, those that it had.
+func (p *Platform) share(ctx context.Context, in dynamic.ResourceInterface, ref manifest.Ref, first map[string]any, split traffic.Split) error {
+	at := traffic.At(ref.Kind)
+	want, wanted, _ := unstructured.NestedSlice(first, at...)
+	if split.Percent >= 0 {
+		var err error
+		if want, err = traffic.With(first, split); err != nil {
+			return err
+		}
+		wanted = true
+	}
+	err := p.patch(ctx, in, ref, func(live *unstructured.Unstructured) ([]operation, error) {
+		now, there, _ := unstructured.NestedSlice(live.Object, at...)
+		if there == wanted && reflect.DeepEqual(now, want) {
+			return nil, nil
+		}
+		if !traffic.Ours(first, now, split) {
+			return nil, fault.WithRemedy(fault.Newf(fault.Conflict, "%s of %s were changed by somebody else since the canary began", at[len(at)-1], ref),
+				"put them back, or end the canary by hand")
+		}
+		var ops []operation
+		switch path := pointer(at...); {
+		case !there:
+			ops = append(ops, operation{Op: "add", Path: path, Value: want})
+		case !wanted:
+			ops = append(ops, operation{Op: "test", Path: path, Value: now}, operation{Op: "remove", Path: path})
+		default:
+			ops = append(ops, operation{Op: "test", Path: path, Value: now}, operation{Op: "replace", Path: path, Value: want})
+		}
+		if split.Percent < 0 {
+			ops = append(ops, disown(live)...)
+		}
+		return ops, nil
+	})
+	if err != nil || ref.Kind != httpRoute().Kind {
+		return err // a mesh does not tell when it has taken something up: what share it gives is measured
+	}
+	return p.accepted(ctx, in, ref)
 }
 
 // accepted waits until the gateways of a route have taken up what it says now.

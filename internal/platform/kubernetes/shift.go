@@ -168,6 +168,12 @@ func (p *Platform) none(ctx context.Context, s shifted) error {
 func (p *Platform) Promote(ctx context.Context, key string, refs []manifest.Ref) error {
 	promote := func(ctx context.Context, s shifted) error {
 		next := manifest.Object{Unstructured: unstructured.Unstructured{Object: s.start.Next}, Origin: s.ref.String()}
+		if len(s.start.Subsets) > 0 {
+			// The stable subset is of the old version's pods, which end now.
+			if err := p.byRoutes(ctx, s, 100); err != nil {
+				return err
+			}
+		}
 		if err := p.release(ctx, s); err != nil {
 			return err
 		}

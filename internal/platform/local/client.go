@@ -297,6 +297,9 @@ func (p *Platform) Keep(ctx context.Context) error {
 
 // StartCanary implements platform.Shifter.
 func (p *Platform) StartCanary(ctx context.Context, key string, objects []manifest.Object, o platform.Options) ([]platform.Change, error) {
+	if len(o.Meshes) > 0 {
+		return nil, fault.Newf(fault.Invalid, "there is no mesh on this machine")
+	}
 	a, err := p.call(ctx, "canary", call{Key: key, Objects: objects, Options: o})
 	return a.Changes, err
 }

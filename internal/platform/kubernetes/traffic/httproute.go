@@ -1,18 +1,10 @@
-// Package traffic shares requests out between two Services by weights, in the objects of those who route them.
 package traffic
 
 import (
 	"fmt"
-	"reflect"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
-
-// A Split is a share of the traffic of some Services that others get.
-type Split struct {
-	Canaries map[string]string // which Service the canary of a Service has
-	Percent  int
-}
 
 // Routes reports whether an HTTPRoute leads to a Service of its own namespace.
 func Routes(route map[string]any, service string) bool {
@@ -64,22 +56,6 @@ func (s Split) of(ref map[string]any) string {
 	return s.Canaries[name]
 }
 
-// Ours reports whether the rules of a route are those of its first state, with a split of any percentage or without one. Other
-// rules are somebody's who has changed it since.
-func Ours(first map[string]any, rules []any, s Split) bool {
-	original, _, _ := unstructured.NestedSlice(first, "spec", "rules")
-	if reflect.DeepEqual(original, rules) {
-		return true
-	}
-	for p := range 101 {
-		s.Percent = p
-		if reflect.DeepEqual(HTTPRoute(first, s), rules) {
-			return true
-		}
-	}
-	return false
-}
-
 // Accepted reports whether every gateway of an HTTPRoute has taken up its present generation, or why one will not.
 func Accepted(route map[string]any) (bool, error) {
 	o := &unstructured.Unstructured{Object: route}
@@ -122,13 +98,7 @@ func each(route map[string]any, do func(rule map[string]any)) {
 
 func refs(rule map[string]any) []map[string]any {
 	list, _ := rule["backendRefs"].([]any)
-	var out []map[string]any
-	for _, v := range list {
-		if ref, ok := v.(map[string]any); ok {
-			out = append(out, ref)
-		}
-	}
-	return out
+	return objects(list)
 }
 
 // leads reports whether a reference is to a Service. Its group and kind may be left out.

@@ -23,6 +23,7 @@ func parsed(t *testing.T, text string) map[string]any {
 }
 
 const route = `
+kind: HTTPRoute
 spec:
   parentRefs: [{name: gateway}]
   rules:

@@ -1,0 +1,8 @@
+module github.com/sluice-cd/sluice/tools/crds
+
+go 1.26.0
+
+require (
+	github.com/servicemeshinterface/smi-sdk-go v0.5.0
+	istio.io/api v1.31.4
+)
