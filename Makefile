@@ -3,7 +3,7 @@ GO      ?= go
 BIN     := $(CURDIR)/bin
 export CGO_ENABLED = 0
 
-COMPANIONS := prometheus ferretdb-a ferretdb-b shop
+COMPANIONS := prometheus ferretdb-a ferretdb-b shop render
 # SLUICE_COMPANIONS tells tests and bin/sluice where the companion programs are.
 export SLUICE_COMPANIONS = $(BIN)
 

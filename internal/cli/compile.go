@@ -173,9 +173,21 @@ func load(get fetcher, path string, f *deployfile.File) *material {
 	m := &material{get: get, objects: map[string][]manifest.Object{}, jobs: map[string][]manifest.Object{}}
 	in := folders(path)
 	for _, x := range f.Manifests {
-		objects := m.read(x.Pos, path, in, x.Path, x.Inline)
-		for _, t := range f.Targets {
-			if len(x.Targets) == 0 || slices.Contains(x.Targets, t.Name) {
+		read := map[string][]manifest.Object{} // by namespace, which a chart may ask for
+		for _, t := range append(slices.Clone(f.Targets), deployfile.Target{}) {
+			if t.Name != "" && len(x.Targets) > 0 && !slices.Contains(x.Targets, t.Name) || t.Name == "" && len(read) > 0 {
+				continue
+			}
+			namespace := ""
+			if p, _, err := manifest.Find(x.Path, in...); err == nil && manifest.Renders(p) {
+				namespace = t.Namespace
+			}
+			objects, ok := read[namespace]
+			if !ok {
+				objects = m.read(x.Pos, path, in, x.Path, x.Inline, namespace)
+				read[namespace] = objects
+			}
+			if t.Name != "" {
 				m.objects[t.Name] = append(m.objects[t.Name], objects...)
 			}
 		}
@@ -184,7 +196,7 @@ func load(get fetcher, path string, f *deployfile.File) *material {
 		m.objects[t] = manifest.Order(objects)
 	}
 	for _, j := range f.Data.Jobs {
-		m.jobs[j.Name] = m.read(j.Pos, path, in, j.Path, j.Inline)
+		m.jobs[j.Name] = m.read(j.Pos, path, in, j.Path, j.Inline, "")
 	}
 	for i, w := range f.Webhooks {
 		if w.BodyPath == "" {
@@ -199,7 +211,7 @@ func load(get fetcher, path string, f *deployfile.File) *material {
 	return m
 }
 
-func (m *material) read(pos deployfile.Pos, file string, in []string, path, inline string) []manifest.Object {
+func (m *material) read(pos deployfile.Pos, file string, in []string, path, inline, namespace string) []manifest.Object {
 	if inline != "" {
 		objects, err := manifest.Parse(fmt.Sprintf("%s:%d inline", shownName(file), pos.Line), []byte(inline))
 		if err != nil {
@@ -216,13 +228,20 @@ func (m *material) read(pos deployfile.Pos, file string, in []string, path, inli
 		return nil
 	}
 	for _, o := range others {
-		m.warnings = append(m.warnings, fmt.Sprintf("%s:%d: %s is used, although %s exists, too", file, pos.Line, p, o))
+		if w := fmt.Sprintf("%s:%d: %s is used, although %s exists, too", file, pos.Line, p, o); !slices.Contains(m.warnings, w) {
+			m.warnings = append(m.warnings, w)
+		}
 	}
-	objects, err := manifest.Load(p)
-	if err != nil {
+	objects, err := manifest.Load(p, namespace, render)
+	if err != nil && !m.known(pos, err) {
 		m.problems = append(m.problems, problem{pos, err})
 	}
 	return objects
+}
+
+// known reports whether a problem was told: a chart is rendered for each namespace.
+func (m *material) known(pos deployfile.Pos, err error) bool {
+	return slices.ContainsFunc(m.problems, func(p problem) bool { return p.pos == pos && p.err.Error() == err.Error() })
 }
 
 // address returns where on the web a path of a deploy file leads, "" where it leads to a file of this machine. The paths of a

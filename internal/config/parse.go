@@ -223,7 +223,7 @@ func (r *reader) command(n ast.Node, what string) []string {
 	list := r.list(n, what)
 	for i, arg := range list {
 		if rest, ok := strings.CutPrefix(arg, companions); ok {
-			list[i] = companion(rest)
+			list[i] = Companion(rest)
 		} else if i == 0 && strings.ContainsRune(arg, filepath.Separator) {
 			list[i] = r.absolute(arg)
 		}
@@ -234,8 +234,9 @@ func (r *reader) command(n ast.Node, what string) []string {
 	return list
 }
 
-// companion returns where a program of the companions is: beside this program, else where $SLUICE_COMPANIONS says.
-func companion(rest string) string {
+// Companion returns where a program of the companions is, which is named with a leading /: beside this program, else where
+// $SLUICE_COMPANIONS says.
+func Companion(rest string) string {
 	var beside string
 	if self, err := os.Executable(); err == nil {
 		beside = filepath.Dir(self) + rest

@@ -74,7 +74,7 @@ func constraints(t *Target) value {
 
 func manifestOf(m *Manifest) value {
 	return object("manifest", "A file, a directory or a text with Kubernetes objects.", func(o *fields) {
-		path := o.key("path", textOf(&m.Path), "A file, a directory (read with all below it) or a URL.")
+		path := o.key("path", textOf(&m.Path), "A file, a directory (read with all below it), a kustomization, a Helm chart or a URL.")
 		inline := o.key("inline", opaque(&m.Inline), "The objects themselves.")
 		targets := o.key("targets", references(&m.Targets, manifestTargets, ": nothing goes there"), "Targets that get these objects; all with none named.")
 		o.check(func(r *reader) {

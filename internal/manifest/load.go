@@ -12,8 +12,18 @@ import (
 	"github.com/sluice-cd/sluice/internal/fault"
 )
 
-// Load reads the objects of a file, or of every .yaml and .yml file in a folder and the folders in it, by name.
-func Load(path string) ([]Object, error) {
+// Renderer turns a folder that has to be rendered into manifests for a namespace.
+type Renderer func(folder, namespace string) ([]Rendered, error)
+
+// Rendered is what came of one file of such a folder.
+type Rendered struct {
+	File string `json:"file"`
+	Body string `json:"body"`
+}
+
+// Load reads the objects of a file, or of every .yaml and .yml file in a folder and the folders in it, by name. A kustomization
+// or a Helm chart is rendered first.
+func Load(path, namespace string, render Renderer) ([]Object, error) {
 	if err := remote(path); err != nil {
 		return nil, err
 	}
@@ -26,6 +36,9 @@ func Load(path string) ([]Object, error) {
 	}
 	if !info.IsDir() {
 		return file(path)
+	}
+	if Renders(path) {
+		return renderedBy(render, path, namespace)
 	}
 	files, err := list(path)
 	if err != nil {
@@ -57,19 +70,46 @@ func remote(path string) error {
 	if !ok {
 		return nil
 	}
-	return fault.WithRemedy(fault.Newf(fault.Invalid, "manifests %s: fetching over %s belongs to a cluster build and is not built yet", path, scheme),
-		"put the files beside the deploy file")
+	return fault.WithRemedy(fault.Newf(fault.Invalid, "manifests %s: nothing is fetched over %s", path, scheme),
+		"put the files beside the deploy file, or give an address of https")
 }
 
-// rendering tells whether a file says that its folder has to be rendered before it is a folder of manifests, and by what.
-func rendering(file string) (what, by string, ok bool) {
+// Renders reports whether a folder has to be rendered.
+func Renders(path string) bool {
+	entries, err := os.ReadDir(path)
+	return err == nil && slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return rendering(e.Name()) != "" && !e.IsDir() })
+}
+
+// renderedBy reads what a renderer makes of a folder. Lines are those of what was made.
+func renderedBy(render Renderer, path, namespace string) ([]Object, error) {
+	files, err := render(path, namespace)
+	if err != nil {
+		return nil, err
+	}
+	var out []Object
+	var errs []error
+	for _, f := range files {
+		objects, err := Parse(f.File+" (rendered)", []byte(f.Body))
+		out, errs = append(out, objects...), append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	if len(out) == 0 {
+		return nil, fault.Newf(fault.NotFound, "folder %s is rendered to nothing", path)
+	}
+	return out, nil
+}
+
+// rendering tells what a folder is that holds a file of this name and has to be rendered, "" where it is one of manifests.
+func rendering(file string) string {
 	switch file {
 	case "kustomization.yaml", "kustomization.yml", "Kustomization":
-		return "a kustomization", "kustomize build", true
+		return "a kustomization"
 	case "Chart.yaml":
-		return "a Helm chart", "helm template", true
+		return "a Helm chart"
 	}
-	return "", "", false
+	return ""
 }
 
 // list returns the files of a folder in the order of their names.
@@ -84,9 +124,8 @@ func list(folder string) ([]string, error) {
 		if err != nil {
 			return fmt.Errorf("manifests: %w", err)
 		}
-		if what, by, ok := rendering(e.Name()); ok && !e.IsDir() {
-			return fault.WithRemedy(fault.Newf(fault.Invalid, "%s is %s, whose rendering belongs to a cluster build and is not built yet", filepath.Dir(path), what),
-				"give the output of %s", by)
+		if what := rendering(e.Name()); what != "" && !e.IsDir() {
+			return fault.WithRemedy(fault.Newf(fault.Invalid, "%s is %s inside of a folder of manifests", filepath.Dir(path), what), "name it with a path of its own")
 		}
 		ext := filepath.Ext(path)
 		if e.IsDir() || ext != ".yaml" && ext != ".yml" {

@@ -164,7 +164,7 @@ func TestLoadFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, folder := range []string{"m", "m/", "link"} {
-		objects, err := Load(folder)
+		objects, err := Load(folder, "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,22 +188,45 @@ func TestLoadRefuses(t *testing.T) {
 		kind fault.Kind
 		text string
 	}{
-		"kustomized":                  {fault.Invalid, "kustomized is a kustomization, whose rendering belongs to a cluster build and is not built yet (give the output of kustomize build)"},
-		"charts":                      {fault.Invalid, "charts/shop is a Helm chart, whose rendering belongs to a cluster build and is not built yet (give the output of helm template)"},
-		"https://example.org/m.yaml":  {fault.Invalid, "fetching over https belongs to a cluster build and is not built yet"},
-		"s3://bucket/m.yaml":          {fault.Invalid, "fetching over s3 belongs"},
+		"kustomized":                  {fault.Invalid, "nothing renders here"},
+		"charts":                      {fault.Invalid, "charts/shop is a Helm chart inside of a folder of manifests (name it with a path of its own)"},
+		"https://example.org/m.yaml":  {fault.Invalid, "nothing is fetched over https"},
+		"s3://bucket/m.yaml":          {fault.Invalid, "nothing is fetched over s3"},
 		"empty":                       {fault.NotFound, "folder empty holds no .yaml or .yml file"},
 		"missing.yaml":                {fault.NotFound, "missing.yaml does not exist"},
 		"both":                        {fault.Invalid, "both/a.yaml:1: A has no apiVersion\nboth/b.yaml:1: B has no apiVersion"},
 		"kustomized/a.yaml/below.yml": {"", "not a directory"},
 	} {
-		_, err := Load(path)
+		_, err := Load(path, "shop", func(string, string) ([]Rendered, error) {
+			return nil, fault.Newf(fault.Invalid, "nothing renders here")
+		})
 		if err == nil || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("%s: %v, not %s", path, err, want.text)
 		}
 		if path != "both" && fault.KindOf(err) != want.kind {
 			t.Errorf("%s: the kind is %q", path, fault.KindOf(err))
 		}
+	}
+}
+
+// What a renderer makes is read with the names of its files, for the namespace that it is meant for.
+func TestLoadRendered(t *testing.T) {
+	t.Chdir(t.TempDir())
+	write(t, "chart/Chart.yaml", "name: shop\n")
+	body := configMap("a")
+	render := func(folder, namespace string) ([]Rendered, error) {
+		if folder != "chart" || namespace != "shop" {
+			t.Errorf("rendered is %s for %s", folder, namespace)
+		}
+		return []Rendered{{"chart/crds/d.yaml", configMap("d")}, {"chart/templates/a.yaml", body}}, nil
+	}
+	objects, err := Load("chart", "shop", render)
+	if want := []string{"chart/crds/d.yaml (rendered):1 ConfigMap/d", "chart/templates/a.yaml (rendered):1 ConfigMap/a"}; err != nil || !reflect.DeepEqual(names(objects), want) {
+		t.Errorf("it holds %q, %v", names(objects), err)
+	}
+	body = "kind: A\n"
+	if _, err := Load("chart", "shop", render); err == nil || !strings.Contains(err.Error(), "chart/templates/a.yaml (rendered):1: A has no apiVersion") {
+		t.Errorf("what was made is wrong: %v", err)
 	}
 }
 

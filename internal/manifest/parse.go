@@ -190,7 +190,7 @@ func check(o Object) error {
 	case api == "":
 		return fmt.Errorf("%s has no apiVersion", kind)
 	case group == "kustomize.config.k8s.io":
-		return fmt.Errorf("%s is a file of kustomize, which belongs to a cluster build and is not built yet: give the output of kustomize build", kind)
+		return fmt.Errorf("%s is a file of kustomize: name its folder as the path of the manifests", kind)
 	case !isMap:
 		return fmt.Errorf("%s has no metadata", kind)
 	case name == "" && meta["name"] != nil && !nameIsText:

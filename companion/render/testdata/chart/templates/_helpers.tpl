@@ -1,0 +1,1 @@
+{{ define "web.labels" }}app: {{ .Release.Name }}{{ end }}
