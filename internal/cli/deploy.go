@@ -184,6 +184,9 @@ Exit code: 0 started (with --watch: Succeeded), 1 anything failed, 3 a delivery 
 // prepared refuses a delivery for which something is not configured, before it begins. A server that runs already may
 // know more than the configuration that is seen from here: then it is a warning.
 func (a *app) prepared(ctx context.Context, spec delivery.Spec) error {
+	if err := a.unfit(ctx, spec.Graph); err != nil {
+		return err
+	}
 	lacks, err := a.unready(spec.Graph)
 	if err != nil || len(lacks) == 0 {
 		return err

@@ -47,6 +47,9 @@ Exit code with --diff, as of kubectl diff: 0 nothing differs, 1 something differ
 			if err != nil {
 				return unreadable(err)
 			}
+			if err := a.unfit(c.Context(), spec.Graph); err != nil {
+				return err
+			}
 			lacks, err := a.unready(spec.Graph)
 			if err != nil {
 				return unreadable(err)

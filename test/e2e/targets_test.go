@@ -64,7 +64,7 @@ manifests:
 		if r.code != 1 {
 			t.Errorf("%s ends with %d", command, r.code)
 		}
-		says(t, r.errs, "target second", "trafficManagement by istio needs a mesh, which is not built yet")
+		says(t, r.errs, "account local is this machine, where trafficManagement finds no mesh")
 	}
 	serve("1", "1")
 }
