@@ -27,7 +27,7 @@ data:
   databases:
     - {name: orders, engine: postgres, target: production, workload: statefulset/pg, connection: "postgres://shop:{{secrets.pg}}@pg:5432/postgres",
        upgrade: {contract: release-2, deadline: {duration: 5, unit: minutes}, maxLost: %[2]d}}
-  contracts: [{name: release-2, describe: The migration notes the release., exclude: [postgres.public.releases]}]
+  contracts: [{name: release-2, describe: The migration notes the release., exclude: [postgres.public.releases, "* postgres.public.releases*"]}]
 `, p.name, maxLost))
 	p.write("manifests/database.yaml", database)
 	p.write("manifests/web.yaml", pgWeb("2"))
