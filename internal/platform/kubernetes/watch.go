@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
@@ -136,7 +137,11 @@ func (w *watcher) watch(ctx context.Context, s source) {
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			narrow(&o)
-			return in.Watch(ctx, o)
+			events, err := in.Watch(ctx, o)
+			if utilnet.IsConnectionRefused(err) {
+				w.lost(s, err) // client-go would try again for as long as it takes, and tell its handler nothing
+			}
+			return events, err
 		},
 	}
 	i := cache.NewSharedIndexInformer(lw, &unstructured.Unstructured{}, 0, cache.Indexers{})
@@ -150,8 +155,7 @@ func (w *watcher) watch(ctx context.Context, s source) {
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
 		default:
-			w.p.log.Warn("the cluster no longer tells", "account", w.p.c.Account, "resource", s.Resource, "error", err)
-			w.end()
+			w.lost(s, err)
 		}
 	})
 	_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -162,6 +166,12 @@ func (w *watcher) watch(ctx context.Context, s source) {
 	w.stores[s] = i.GetStore()
 	w.synced = append(w.synced, i.HasSynced)
 	w.wg.Go(func() { i.RunWithContext(ctx) })
+}
+
+// lost ends the watcher: the cluster is away.
+func (w *watcher) lost(s source, err error) {
+	w.p.log.Warn("the cluster no longer tells", "account", w.p.c.Account, "resource", s.Resource, "error", err)
+	w.end()
 }
 
 func (w *watcher) wake() {
