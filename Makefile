@@ -60,9 +60,8 @@ lab-down: ## takes the lab's clusters down, with all that belongs to them
 
 .PHONY: test-kubernetes demo-kubernetes lab-up lab-down
 
-bench-controller: ## a controller with 1,000 resting deliveries in the lab's cluster prod, which must be up (make lab-up)
-	SLUICE_BENCH_DELIVERIES=$${SLUICE_BENCH_DELIVERIES:-1000} LAB_KUBECONFIG=$${LAB_KUBECONFIG:-$$(cd lab && $(GO) run -trimpath ./cmd/lab kubeconfig prod)} \
-		$(GO) test -tags e2e ./internal/controller -run TestResting -count=1 -timeout 30m -v
+bench-controller: ## the controller with 1,000 resting deliveries, beside that of Argo Rollouts, on a cluster (as root; builds Kubernetes once)
+	@bench/run
 
 .PHONY: bench-controller
 

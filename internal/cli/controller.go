@@ -61,8 +61,6 @@ providers, secrets and roles are those of its sluice.yaml, as for sluice server.
 			if o.Credentials, err = kubernetes.Credentials(kubernetes.Config{Account: "of the controller", Kubeconfig: kubeconfig, Context: kubecontext, Log: o.Log}); err != nil {
 				return err
 			}
-			// The API server shares its capacity out fairly; a limit here would only delay decisions.
-			o.Credentials.QPS = -1
 			return wire.Control(c.Context(), o)
 		},
 	}

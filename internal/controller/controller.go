@@ -48,7 +48,7 @@ type Options struct {
 	// Shown, where it is set, is told what the process shows to everybody, before the steps are made.
 	Shown func(*server.Front)
 	// Beside, where it is set, runs beside the engine while this process leads.
-	Beside func(context.Context, store.Lister)
+	Beside func(context.Context, engine.Store)
 	Log    *slog.Logger
 }
 
@@ -105,7 +105,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // serve answers requests and takes part in the election until one of both ends.
-func (c *controller) serve(ctx context.Context, l net.Listener, h http.Handler, st store.Lister) error {
+func (c *controller) serve(ctx context.Context, l net.Listener, h http.Handler, st engine.Store) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	web := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
@@ -135,7 +135,7 @@ func (c *controller) serve(ctx context.Context, l net.Listener, h http.Handler, 
 }
 
 // lead carries the deliveries until ctx ends.
-func (c *controller) lead(ctx context.Context, st store.Lister) error {
+func (c *controller) lead(ctx context.Context, st engine.Store) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)

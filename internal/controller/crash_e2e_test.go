@@ -99,13 +99,9 @@ func child(ctx context.Context, namespace string) error {
 	defer os.RemoveAll(dir)
 	conf := &config.Config{Accounts: map[string]config.Account{"lab": {Name: "lab", Kind: config.Kubernetes, Kubeconfig: os.Getenv("LAB_KUBECONFIG")}}}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	duration, deadline, retry := 3*time.Second, 2*time.Second, 500*time.Millisecond
-	if os.Getenv(benchVariable) != "" {
-		duration, deadline, retry = 15*time.Second, 10*time.Second, 2*time.Second
-	}
 	return wire.Control(ctx, wire.ControlOptions{Options: wire.Options{Dir: dir, Listen: "127.0.0.1:0", Config: wire.Fixed(conf), Log: log},
 		Credentials: c, Namespace: namespace, Identity: fmt.Sprintf("pid-%d", os.Getpid()), URL: "http://127.0.0.1",
-		Duration: duration, Deadline: deadline, Retry: retry})
+		Duration: 3 * time.Second, Deadline: 2 * time.Second, Retry: 500 * time.Millisecond})
 }
 
 type trip func(*http.Request) (*http.Response, error)

@@ -7,8 +7,9 @@ import (
 	"k8s.io/client-go/util/workqueue"
 )
 
-// tenders is how many applications are looked after at the same time.
-const tenders = 8
+// tenders is how many applications are looked after at the same time. To admit a delivery is a dozen requests one after
+// another, most of whose time is waiting.
+const tenders = 32
 
 // due are the deliveries to look after, by application: those of one are looked after one after another, so that they have
 // an order.

@@ -59,9 +59,14 @@ type Options struct {
 	Locks    Locks          // nil: nobody else delivers to the same places
 }
 
+// turns is how many deliveries are read from the store, or kept, at the same time. The others wait in the order in which
+// they came: a thousand that are approved at once are a queue here, and not a thousand requests.
+const turns = 32
+
 // Engine carries out the deliveries of one store. Only one may run per store.
 type Engine struct {
 	o       Options
+	turn    chan struct{}
 	mu      sync.Mutex
 	workers map[string]*worker
 	wg      sync.WaitGroup
@@ -78,7 +83,7 @@ func New(o Options) *Engine {
 	if o.Progress == nil {
 		o.Progress = func(Progress) {}
 	}
-	return &Engine{o: o, workers: map[string]*worker{}}
+	return &Engine{o: o, turn: make(chan struct{}, turns), workers: map[string]*worker{}}
 }
 
 // Start keeps a delivery; the running engine carries it out. It refuses a graph with a kind of step that is not built.
@@ -136,33 +141,48 @@ func (e *Engine) Run(ctx context.Context) error {
 		if e.poke(ev.ID) {
 			continue
 		}
-		if err := e.recover(ctx); err != nil && ctx.Err() == nil {
+		if err := e.admit(ctx, ev.ID); err != nil && ctx.Err() == nil {
 			return err
 		}
 	}
 	return ctx.Err()
 }
 
+// admit gives a delivery that has none a worker, if it may run.
+func (e *Engine) admit(ctx context.Context, id string) error {
+	h, err := e.o.Store.Head(ctx, id)
+	switch {
+	case fault.Is(err, fault.NotFound) || err == nil && h.Done:
+		return nil
+	case err != nil:
+		return fmt.Errorf("look at delivery %s: %w", id, err)
+	case h.State == delivery.Queued:
+		return e.recover(ctx) // whether it is its turn, the others of its application decide
+	}
+	e.work(ctx, id)
+	return nil
+}
+
 // recover gives every open delivery that may run a worker: the oldest of each application, and one that is cancelled
 // while it waits behind another.
 func (e *Engine) recover(ctx context.Context) error {
-	open, err := e.o.Store.List(ctx, true)
+	open, err := e.o.Store.Heads(ctx, true)
 	if err != nil {
 		return fmt.Errorf("list the open deliveries: %w", err)
 	}
 	busy := map[string]bool{}
 	for _, d := range open {
-		busy[d.Spec.Application] = busy[d.Spec.Application] || d.Status.State != delivery.Queued
+		busy[d.Application] = busy[d.Application] || d.State != delivery.Queued
 	}
 	for _, d := range open {
-		run := d.Status.State != delivery.Queued || !busy[d.Spec.Application]
+		run := d.State != delivery.Queued || !busy[d.Application]
 		if !run {
-			if run, err = e.cancelled(ctx, d.Spec.ID); err != nil {
+			if run, err = e.cancelled(ctx, d.ID); err != nil {
 				return err
 			}
 		}
 		if run {
-			e.work(ctx, d.Spec.ID)
+			e.work(ctx, d.ID)
 		}
 	}
 	return nil

@@ -23,7 +23,6 @@ type worker struct {
 	seen    chan seen
 	running map[string]*entry
 	status  delivery.Status
-	rev     store.Revision
 	lock    time.Time     // when the lock is to be taken again
 	held    bool          // the lock is the delivery's
 	gone    chan struct{} // closed when the worker has ended
@@ -124,7 +123,11 @@ func (w *worker) keep(ctx context.Context, obs []delivery.Observation) ([]delive
 
 // step takes in the signals and observations and keeps what follows before anything is done about it.
 func (w *worker) step(ctx context.Context, obs []delivery.Observation) ([]delivery.Action, delivery.Spec, error) {
-	d, err := w.e.o.Store.Load(ctx, w.id)
+	var d store.Delivery
+	err := w.e.inTurn(ctx, func() (err error) {
+		d, err = w.e.o.Store.Load(ctx, w.id)
+		return err
+	})
 	if err != nil {
 		return nil, d.Spec, err
 	}
@@ -151,11 +154,26 @@ func (w *worker) step(ctx context.Context, obs []delivery.Observation) ([]delive
 		if err != nil {
 			return nil, d.Spec, err
 		}
-		if w.rev, err = w.e.o.Store.Swap(ctx, w.id, d.Revision, next, records); err != nil {
+		err = w.e.inTurn(ctx, func() error {
+			_, err := w.e.o.Store.Swap(ctx, w.id, d.Revision, next, records)
+			return err
+		})
+		if err != nil {
 			return nil, d.Spec, err
 		}
 	}
 	return actions, d.Spec, nil
+}
+
+// inTurn calls f when it is its turn.
+func (e *Engine) inTurn(ctx context.Context, f func() error) error {
+	select {
+	case e.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-e.turn }()
+	return f()
 }
 
 func (w *worker) records(obs []delivery.Observation, actions []delivery.Action, now time.Time) ([]store.Record, error) {

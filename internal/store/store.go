@@ -71,9 +71,20 @@ type Store interface {
 	Watch(ctx context.Context) (<-chan Event, error)
 }
 
+// Head is what is known of a delivery without its plan.
+type Head struct {
+	ID, Application string
+	State           delivery.State
+	Done            bool
+}
+
 // Lister lists deliveries, newest first. With open, only those that are not done.
 type Lister interface {
 	List(ctx context.Context, open bool) ([]Delivery, error)
+	// Head costs little, however large the plan is. An unknown delivery is an error of kind not found.
+	Head(ctx context.Context, id string) (Head, error)
+	// Heads are in the order of List.
+	Heads(ctx context.Context, open bool) ([]Head, error)
 }
 
 // Journaler returns the journal of one delivery, verified against its hash chain; a broken chain is an error of kind lost.

@@ -67,6 +67,7 @@ type Platform struct {
 	pods    rest.Interface // for logs, which are no objects
 	kinds   *kinds
 	journal journal
+	held    held
 	log     *slog.Logger
 }
 
@@ -103,7 +104,8 @@ func Credentials(c Config) (*rest.Config, error) {
 		return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "the credentials of account %s cannot be read: %w", c.Account, err),
 			"check kubeconfig and context of the account; kubectl --context reads the same file")
 	}
-	config.QPS, config.Burst = 50, 100
+	// The API server shares its capacity out fairly; a limit here would only delay decisions.
+	config.QPS = -1
 	config.UserAgent = manager
 	// A warning about an old API version is for whoever writes manifests, and is not told on a server's standard error.
 	config.WarningHandlerWithContext = rest.NoWarnings{}

@@ -10,7 +10,6 @@ import (
 	"github.com/sluice-cd/sluice/internal/engine"
 	"github.com/sluice-cd/sluice/internal/server"
 	"github.com/sluice-cd/sluice/internal/step"
-	"github.com/sluice-cd/sluice/internal/store"
 )
 
 // ControlOptions say which controller is put together, besides what a server needs as well.
@@ -44,6 +43,6 @@ func Control(ctx context.Context, o ControlOptions) error {
 			ports = a.ports(callback)
 			return Steps(ports, o.Dir), locks{a, o.Log}
 		},
-		Beside: func(ctx context.Context, st store.Lister) { expire(ctx, st, ports, o.Log) },
+		Beside: func(ctx context.Context, st engine.Store) { expire(ctx, st, ports, o.Log) },
 	})
 }

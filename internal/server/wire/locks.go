@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/config"
@@ -13,11 +14,12 @@ import (
 )
 
 // A lock is kept for longer than a program needs to be started again, and renewed seldom: a thousand deliveries that wait
-// for approval cost less than one write a second.
+// for approval cost less than one write a second, also where all were locked at once.
 const (
-	lockedFor  = time.Hour
-	renewAfter = 20 * time.Minute
-	lookFor    = time.Minute // a namespace that is not there yet
+	lockedFor   = time.Hour
+	renewAfter  = 15 * time.Minute
+	renewBefore = 25 * time.Minute
+	lookFor     = time.Minute // a namespace that is not there yet
 )
 
 // locks lock an application in the target namespaces of a delivery, in clusters that others may deliver to.
@@ -47,7 +49,7 @@ func (l locks) each(spec delivery.Spec, f func(p platform.Locker, namespace stri
 
 // Take implements engine.Locks.
 func (l locks) Take(ctx context.Context, spec delivery.Spec) (time.Time, error) {
-	again := time.Now().Add(renewAfter)
+	again := time.Now().Add(renewAfter + rand.N(renewBefore-renewAfter))
 	err := l.each(spec, func(p platform.Locker, namespace string) error {
 		other, err := p.Lock(ctx, namespace, spec.Application, spec.ID, lockedFor)
 		switch {

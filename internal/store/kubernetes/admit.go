@@ -79,21 +79,22 @@ func (s *Store) admit(ctx context.Context, d *v1alpha1.Delivery, spec delivery.S
 
 // first writes the first status of a delivery, unless somebody else has.
 func (s *Store) first(ctx context.Context, d *v1alpha1.Delivery, st delivery.Status, records []store.Record) (*v1alpha1.Delivery, error) {
-	blocked := d.Status.BlockedBy
+	blocked, now := d.Status.BlockedBy, d.DeepCopy()
+	now.Status.BlockedBy = ""
 	if !st.Done && !slices.Contains(d.Finalizers, finalizer) && d.DeletionTimestamp == nil {
 		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": d.ResourceVersion, "finalizers": append(slices.Clone(d.Finalizers), finalizer)}})
 		if err != nil {
 			return nil, err
 		}
-		if err := s.c.merge(ctx, deliveries, d.Name, patch); err != nil && !apierrors.IsConflict(err) {
+		held, err := merge[v1alpha1.Delivery](ctx, s.c, deliveries, d.Name, patch)
+		if err != nil && !apierrors.IsConflict(err) {
 			return nil, err
+		}
+		if err == nil {
+			now = held
 		}
 	}
 	for {
-		now, err := get[v1alpha1.Delivery](ctx, s.c, deliveries, d.Name)
-		if err != nil {
-			return nil, err
-		}
 		if now.Status.Revision > 0 {
 			s.mirror.wrote(now)
 			return now, nil
@@ -109,10 +110,13 @@ func (s *Store) first(ctx context.Context, d *v1alpha1.Delivery, st delivery.Sta
 		made, err := update(ctx, s.c, deliveries, now.Name, "status", now)
 		if err == nil {
 			s.mirror.wrote(made)
-			s.c.tell(ctx, before, made, s.o.Log)
+			s.tell(before, made)
 			return made, nil
 		}
 		if !apierrors.IsConflict(err) {
+			return nil, err
+		}
+		if now, err = get[v1alpha1.Delivery](ctx, s.c, deliveries, d.Name); err != nil {
 			return nil, err
 		}
 	}
@@ -129,7 +133,7 @@ func (s *Store) release(ctx context.Context, d *v1alpha1.Delivery) error {
 		if err != nil {
 			return err
 		}
-		err = s.c.merge(ctx, deliveries, d.Name, patch)
+		_, err = merge[v1alpha1.Delivery](ctx, s.c, deliveries, d.Name, patch)
 		if err == nil || fault.Is(err, fault.NotFound) {
 			return nil
 		}

@@ -133,10 +133,17 @@ func list[T any, P interface {
 }
 
 // merge changes an object's metadata.
-func (c *client) merge(ctx context.Context, resource, name string, patch []byte) error {
+func merge[T any, P interface {
+	*T
+	runtime.Object
+}](ctx context.Context, c *client, resource, name string, patch []byte) (*T, error) {
+	out := new(T)
 	err := c.of(resource).Patch(types.MergePatchType).NamespaceIfScoped(c.namespace, c.namespace != "").Resource(resource).Name(name).
-		VersionedParams(&metav1.PatchOptions{FieldManager: manager}, metav1.ParameterCodec).Body(patch).Do(ctx).Error()
-	return kubernetes.Fault(err, "change %s %s/%s", resource, c.namespace, name)
+		VersionedParams(&metav1.PatchOptions{FieldManager: manager}, metav1.ParameterCodec).Body(patch).Do(ctx).Into(P(out))
+	if err != nil {
+		return nil, kubernetes.Fault(err, "change %s %s/%s", resource, c.namespace, name)
+	}
+	return out, nil
 }
 
 // remove deletes an object; one that is gone is fine. With a uid only that very object is deleted.

@@ -172,7 +172,7 @@ func (c *client) own(ctx context.Context, d *v1alpha1.Delivery) error {
 		if s.Type != secretType || s.Labels[deliveryLabel] != d.Name {
 			return fault.Newf(fault.Denied, "Secret %s/%s is not a part of the plan of delivery %s", c.namespace, n, d.Name)
 		}
-		if err := c.merge(ctx, secrets, n, patch); err != nil {
+		if _, err := merge[corev1.Secret](ctx, c, secrets, n, patch); err != nil {
 			return err
 		}
 	}

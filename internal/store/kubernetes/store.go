@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -48,9 +49,11 @@ type Store struct {
 	stop   context.CancelFunc
 	wait   func()
 
+	specs  specs // of deliveries that are not done
+	events chan *corev1.Event
+
 	mu    sync.Mutex
-	specs map[string]delivery.Spec // of deliveries that are not done
-	order map[string]*order        // the numbers of actions that are not taken in
+	order map[string]*order // the numbers of actions that are not taken in
 }
 
 // order numbers the actions of one delivery as they come. Numbers are of this store alone: the status keeps names.
@@ -91,14 +94,17 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{c: c, any: anybody, o: o, specs: map[string]delivery.Spec{}, order: map[string]*order{}}
+	s := &Store{c: c, any: anybody, o: o, events: make(chan *corev1.Event, mostEvents), order: map[string]*order{}}
 	if s.mirror, err = newMirror(anybody, "", o.Log, s.changed); err != nil {
 		return nil, err
 	}
 	within, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
-	var ready func(context.Context) error
-	ready, s.wait = s.mirror.run(within)
+	var wg sync.WaitGroup
+	ready, wait := s.mirror.run(within)
+	wg.Go(wait)
+	wg.Go(func() { s.record(within) })
+	s.wait = wg.Wait
 	if err := ready(ctx); err != nil {
 		s.Close()
 		return nil, err
@@ -163,10 +169,7 @@ func (s *Store) decode(ctx context.Context, d *v1alpha1.Delivery) (store.Deliver
 	if out.Status, err = s.any.state(ctx, d); err != nil {
 		return out, err
 	}
-	s.mu.Lock()
-	spec, known := s.specs[d.Name]
-	s.mu.Unlock()
-	if known {
+	if spec, known := s.specs.get(d.Name); known {
 		out.Spec = spec
 		return out, nil
 	}
@@ -174,9 +177,7 @@ func (s *Store) decode(ctx context.Context, d *v1alpha1.Delivery) (store.Deliver
 		return out, err
 	}
 	if !d.Status.Done {
-		s.mu.Lock()
-		s.specs[d.Name] = out.Spec
-		s.mu.Unlock()
+		s.specs.put(d.Name, out.Spec)
 	}
 	return out, nil
 }
@@ -348,11 +349,11 @@ func (s *Store) swapped(ctx context.Context, old, d *v1alpha1.Delivery, st deliv
 		}
 	}
 	if st.Done {
-		delete(s.specs, d.Name)
+		s.specs.remove(d.Name)
 		delete(s.order, d.Name)
 	}
 	s.mu.Unlock()
-	s.c.tell(ctx, old, d, s.o.Log)
+	s.tell(old, d)
 	for _, n := range old.Status.StateSecrets {
 		if !slices.Contains(d.Status.StateSecrets, n) {
 			if err := s.c.remove(ctx, secrets, n, ""); err != nil {
@@ -415,6 +416,40 @@ func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
 	slices.SortFunc(out, func(a, b store.Delivery) int {
 		return cmp.Or(b.Spec.CreatedAt.Compare(a.Spec.CreatedAt), strings.Compare(a.Spec.ID, b.Spec.ID))
 	})
+	return out, nil
+}
+
+// Head implements store.Lister. A delivery that nobody has admitted yet is none.
+func (s *Store) Head(_ context.Context, id string) (store.Head, error) {
+	d, err := s.present(id)
+	if err == nil && d.Status.Revision == 0 {
+		err = fault.Newf(fault.NotFound, "delivery %q is not admitted yet", id)
+	}
+	if err != nil {
+		return store.Head{}, err
+	}
+	return headOf(d), nil
+}
+
+func headOf(d *v1alpha1.Delivery) store.Head {
+	return store.Head{ID: d.Name, Application: d.Spec.Application, State: delivery.State(d.Status.Phase), Done: d.Status.Done}
+}
+
+// Heads implements store.Lister.
+func (s *Store) Heads(_ context.Context, open bool) ([]store.Head, error) {
+	var all []*v1alpha1.Delivery
+	for _, d := range s.mirror.all() {
+		if d.Status.Revision > 0 && !(open && d.Status.Done) {
+			all = append(all, d)
+		}
+	}
+	slices.SortFunc(all, func(a, b *v1alpha1.Delivery) int {
+		return cmp.Or(b.CreationTimestamp.Compare(a.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+	})
+	out := make([]store.Head, 0, len(all))
+	for _, d := range all {
+		out = append(out, headOf(d))
+	}
 	return out, nil
 }
 

@@ -74,7 +74,7 @@ func space(t *testing.T, config *rest.Config) string {
 		}
 		for _, d := range all.Items {
 			if len(d.Finalizers) > 0 {
-				if err := in.merge(ctx, deliveries, d.Name, []byte(`{"metadata":{"finalizers":null}}`)); err != nil {
+				if _, err := merge[v1alpha1.Delivery](ctx, in, deliveries, d.Name, []byte(`{"metadata":{"finalizers":null}}`)); err != nil {
 					t.Error(err)
 				}
 			}

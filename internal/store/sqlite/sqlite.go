@@ -348,6 +348,40 @@ func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
 	return all, rows.Err()
 }
 
+const heads = "SELECT id, application, state, done FROM deliveries "
+
+// Head implements store.Lister.
+func (s *Store) Head(ctx context.Context, id string) (store.Head, error) {
+	var h store.Head
+	err := s.read.QueryRowContext(ctx, heads+"WHERE id = ?", id).Scan(&h.ID, &h.Application, &h.State, &h.Done)
+	if errors.Is(err, sql.ErrNoRows) {
+		return h, fault.Newf(fault.NotFound, "there is no delivery %q", id)
+	}
+	return h, err
+}
+
+// Heads implements store.Lister.
+func (s *Store) Heads(ctx context.Context, open bool) ([]store.Head, error) {
+	q := heads
+	if open {
+		q += "WHERE done = 0 "
+	}
+	rows, err := s.read.QueryContext(ctx, q+"ORDER BY created DESC, id")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it could say, rows.Err says
+	var all []store.Head
+	for rows.Next() {
+		var h store.Head
+		if err := rows.Scan(&h.ID, &h.Application, &h.State, &h.Done); err != nil {
+			return nil, err
+		}
+		all = append(all, h)
+	}
+	return all, rows.Err()
+}
+
 func appendJournal(ctx context.Context, tx *sql.Tx, id string, records []store.Record) error {
 	var seq int64
 	var prev string

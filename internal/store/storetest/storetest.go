@@ -3,6 +3,7 @@ package storetest
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -83,6 +84,20 @@ func running(t *testing.T, s Full) {
 	all, err2 := s.List(t.Context(), false)
 	if err != nil || err2 != nil || len(open) != 1 || open[0].Spec.ID != "b" || len(all) != 2 {
 		t.Fatalf("%v %v %v %v", open, all, err, err2)
+	}
+	heads, err := s.Heads(t.Context(), true)
+	if want := (store.Head{ID: "b", Application: "app", State: delivery.Pending}); err != nil || len(heads) != 1 || heads[0] != want {
+		t.Fatalf("heads of the open ones: %v (%v)", heads, err)
+	}
+	if head, err := s.Head(t.Context(), "b"); err != nil || head != heads[0] {
+		t.Errorf("the head of b: %v (%v)", head, err)
+	}
+	if _, err := s.Head(t.Context(), "none"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the head of nothing: %v", err)
+	}
+	heads, err = s.Heads(t.Context(), false)
+	if want := (store.Head{ID: "a", Application: "app", State: delivery.Succeeded, Done: true}); err != nil || len(heads) != 2 || !slices.Contains(heads, want) {
+		t.Errorf("heads of all: %v (%v)", heads, err)
 	}
 }
 
