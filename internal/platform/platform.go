@@ -209,6 +209,8 @@ type Runner interface {
 	// Run runs a command in a pod that mounts claims, and returns what it reported when no pod mounts them any more. A failure
 	// that the command reported keeps its kind. The same key goes on with a run that is under way.
 	Run(ctx context.Context, key string, e Errand) (json.RawMessage, error)
+	// End ends what of a delivery still runs in a namespace because nobody waited for it to its end. No pod of it mounts a claim then.
+	End(ctx context.Context, namespace, delivery string) error
 }
 
 // Errand is a command of Sluice that runs beside volumes.

@@ -114,6 +114,11 @@ manifests:
 data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
 `, ns, named.Replace(staging), c.step)))
 			d := k.ended(id, "FAILED")
+			defer func() {
+				if t.Failed() {
+					t.Logf("%s", k.status(id))
+				}
+			}()
 			took := time.Since(start)
 			t.Logf("after %s: %s", took.Round(time.Second), d.Reason)
 			for _, s := range c.says {

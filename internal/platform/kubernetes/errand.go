@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
@@ -39,6 +40,9 @@ type Jobs struct {
 	Tolerations []corev1.Toleration
 }
 
+// keyType is the type of the Secret that holds an errand's key.
+const keyType = "sluice.dev/key"
+
 // errandWithin is how long an errand may take, with all that its pod waits for.
 const errandWithin = 10 * time.Minute
 
@@ -57,6 +61,22 @@ func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) (json
 		return nil, err // it goes on without us, and is found by its name
 	}
 	return result, errors.Join(err, w.clear(ctx))
+}
+
+// End implements platform.Runner. The key is what of an errand is deleted last.
+func (p *Platform) End(ctx context.Context, namespace, delivery string) error {
+	all, err := p.dynamic.Resource(secrets()).Namespace(namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: labels.Set{managedBy: manager, deliveryLabel: labelValue(delivery)}.String(), FieldSelector: "type=" + keyType})
+	if err != nil {
+		return failed(err, "list the Secrets of namespace %s", namespace)
+	}
+	for _, s := range all.Items {
+		w := &work{p: p, e: platform.Errand{Namespace: namespace, Delivery: delivery}, name: strings.TrimSuffix(s.GetName(), "-key")}
+		if err := w.clear(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ownImage refuses an account that does not say which image Sluice has.
@@ -111,7 +131,7 @@ func (w *work) prepare(ctx context.Context) error {
 // ownKey makes the key with which the result is sealed, or finds the one that an earlier call made.
 func (w *work) ownKey(ctx context.Context) error {
 	yes := true
-	s := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(w.name + "-key"), Type: "sluice.dev/key", Immutable: &yes,
+	s := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(w.name + "-key"), Type: keyType, Immutable: &yes,
 		Data: map[string][]byte{"key": []byte(errand.NewKey())}}
 	if err := w.p.make(ctx, secrets(), s); err != nil {
 		return err

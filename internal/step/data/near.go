@@ -271,8 +271,13 @@ func (f *proofs) of(ctx context.Context, r raising) func(context.Context) error 
 	}
 }
 
-// release takes back what kept the pods of a delivery's copies in a namespace from everything else.
+// release ends what of a delivery still runs beside copies in a namespace, and takes back what kept their pods from everything else.
 func (b base) release(ctx context.Context, c step.Call, p place, namespace string) error {
+	if r, ok := p.Platform.(platform.Runner); ok {
+		if err := r.End(ctx, namespace, c.Delivery); err != nil {
+			return err
+		}
+	}
 	i, ok := p.Platform.(platform.Isolator)
 	if !ok {
 		return nil
