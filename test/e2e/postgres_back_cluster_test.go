@@ -23,6 +23,7 @@ application: %[1]s
 targets: {production: {account: prod, namespace: %[1]s, strategy: asking}}
 strategies: {asking: {canary: {steps: [{pause: {untilApproved: true}}]}}}
 manifests: [{path: manifests}]
+deploymentConfig: {ifDeploymentInProgress: {strategy: enqueueOne}} # one that has ended may still clean up
 data:
   databases:
     - {name: orders, engine: postgres, target: production, workload: statefulset/pg, connection: "postgres://shop:{{secrets.pg}}@pg:5432/postgres",

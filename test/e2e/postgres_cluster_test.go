@@ -468,6 +468,7 @@ strategies:
               minRequests: 25
 analysis: {defaultMetricProviderName: prometheus}
 manifests: [{path: manifests}]
+deploymentConfig: {ifDeploymentInProgress: {strategy: enqueueOne}} # one that has ended may still clean up
 data:
   databases:
     - {name: orders, engine: postgres, target: production, workload: statefulset/pg, connection: "postgres://shop:{{secrets.pg}}@pg:5432/postgres",
