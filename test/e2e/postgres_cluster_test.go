@@ -57,8 +57,8 @@ data:
       printf 'host all all all scram-sha-256\n' >>$PGDATA/pg_hba.conf
     fi
     postgres -c listen_addresses='*' -c unix_socket_directories=/tmp "$@" &
-    trap 'kill -INT %%1' TERM INT
-    wait %%1 || wait %%1
+    trap 'kill -INT $!' TERM INT
+    wait $! || wait $!
 ---
 apiVersion: v1
 kind: Service

@@ -71,8 +71,8 @@ data:
       fi
     fi
     postgres -c listen_addresses='*' -c unix_socket_directories=/tmp -c wal_keep_size=64MB -c max_wal_size=128MB -c shared_buffers=16MB &
-    trap 'kill -INT %1' TERM INT
-    wait %1 || wait %1
+    trap 'kill -INT $!' TERM INT
+    wait $! || wait $!
 ---
 apiVersion: apps/v1
 kind: StatefulSet
