@@ -18,12 +18,13 @@ import (
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/platform/kubernetes/errand"
 	"github.com/sluice-cd/sluice/internal/server/wire"
+	"github.com/sluice-cd/sluice/internal/verification"
 )
 
 // errandCommand is what Sluice's own pods in a cluster run. People never call it.
 func errandCommand() *cobra.Command {
 	c := &cobra.Command{Use: "errand", Hidden: true}
-	c.AddCommand(prepareErrand(), atRiskErrand(), installErrand(), probeErrand())
+	c.AddCommand(prepareErrand(), atRiskErrand(), compareErrand(), fingerprintErrand(), installErrand(), probeErrand())
 	return c
 }
 
@@ -31,17 +32,13 @@ func errandCommand() *cobra.Command {
 func prepareErrand() *cobra.Command {
 	var engine, role string
 	c := &cobra.Command{Use: "prepare DIRECTORY...", Args: cobra.MinimumNArgs(1), RunE: func(c *cobra.Command, dirs []string) error {
-		launch, err := func() (database.Launch, error) {
-			e, ok := wire.Engines(nil)[engine]
-			if !ok {
-				return database.Launch{}, fault.Newf(fault.Invalid, "this version of Sluice has no engine %q", engine)
+		return reported(c, func(ctx context.Context) (any, error) {
+			e, err := builtIn(engine)
+			if err != nil {
+				return nil, err
 			}
-			return e.Prepare(c.Context(), dirs, database.Role(role))
-		}()
-		if err != nil {
-			fmt.Fprintln(c.ErrOrStderr(), "error:", err) // for whoever reads the pod's output
-		}
-		return errand.Report(c.Context(), launch, err)
+			return e.Prepare(ctx, dirs, database.Role(role))
+		})
 	}}
 	c.Flags().StringVar(&engine, "engine", "", "engine of the database")
 	c.Flags().StringVar(&role, "role", "", "what the copy is for")
@@ -52,17 +49,13 @@ func prepareErrand() *cobra.Command {
 func atRiskErrand() *cobra.Command {
 	var engine, from string
 	c := &cobra.Command{Use: "at-risk DIRECTORY...", Args: cobra.MinimumNArgs(1), RunE: func(c *cobra.Command, dirs []string) error {
-		writes, err := func() (database.AtRisk, error) {
+		return reported(c, func(ctx context.Context) (any, error) {
 			l, ok := wire.Engines(nil)[engine].(database.Log)
 			if !ok {
-				return database.AtRisk{}, fault.Newf(fault.Invalid, "this version of Sluice reads no log of engine %q", engine)
+				return nil, fault.Newf(fault.Invalid, "this version of Sluice reads no log of engine %q", engine)
 			}
-			return l.AtRisk(c.Context(), dirs, from)
-		}()
-		if err != nil {
-			fmt.Fprintln(c.ErrOrStderr(), "error:", err) // for whoever reads the pod's output
-		}
-		return errand.Report(c.Context(), writes, err)
+			return l.AtRisk(ctx, dirs, from)
+		})
 	}}
 	c.Flags().StringVar(&engine, "engine", "", "engine of the database")
 	c.Flags().StringVar(&from, "from", "", "position in the log after which is counted")
@@ -90,6 +83,73 @@ func installErrand() *cobra.Command {
 		}
 		return to.Close()
 	}}
+}
+
+// reported does an errand and reports what came of it.
+func reported(c *cobra.Command, do func(context.Context) (any, error)) error {
+	result, err := do(c.Context())
+	if err != nil {
+		fmt.Fprintln(c.ErrOrStderr(), "error:", err) // for whoever reads the pod's output
+	}
+	return errand.Report(c.Context(), result, err)
+}
+
+func builtIn(engine string) (database.Engine, error) {
+	e, ok := wire.Engines(nil)[engine]
+	if !ok {
+		return nil, fault.Newf(fault.Invalid, "this version of Sluice has no engine %q", engine)
+	}
+	return e, nil
+}
+
+// compareErrand compares two databases beside which it runs.
+func compareErrand() *cobra.Command {
+	return &cobra.Command{Use: verification.CompareCommand, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return besideData(c, func(ctx context.Context, t verification.Task, e database.Engine, d verification.Dial, o verification.Options) (any, error) {
+			return t.Compare(ctx, e, d, o)
+		})
+	}}
+}
+
+// fingerprintErrand fingerprints a database beside which it runs.
+func fingerprintErrand() *cobra.Command {
+	return &cobra.Command{Use: verification.FingerprintCommand, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return besideData(c, func(ctx context.Context, t verification.Task, e database.Engine, d verification.Dial, o verification.Options) (any, error) {
+			return t.Fingerprint(ctx, e, d, o)
+		})
+	}}
+}
+
+func besideData(c *cobra.Command, do func(context.Context, verification.Task, database.Engine, verification.Dial, verification.Options) (any, error)) error {
+	return reported(c, func(ctx context.Context) (any, error) {
+		var t verification.Task
+		in, err := errand.Told(&t)
+		if err != nil {
+			return nil, err
+		}
+		e, err := builtIn(t.Engine)
+		if err != nil {
+			return nil, err
+		}
+		return do(ctx, t, e, in.Dial, verification.Options{Spill: os.TempDir(), Progress: nowAndThen(c.OutOrStdout(), sayEvery)})
+	})
+}
+
+// sayEvery is how often a Job says how far it has come: its output is kept by the cluster.
+const sayEvery = 2 * time.Second
+
+// nowAndThen writes a line now and then.
+func nowAndThen(w io.Writer, every time.Duration) func(format string, args ...any) {
+	var mu sync.Mutex
+	var last time.Time
+	return func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		if now := time.Now(); now.Sub(last) >= every {
+			last = now
+			fmt.Fprintf(w, format+"\n", args...)
+		}
+	}
 }
 
 const (

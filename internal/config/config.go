@@ -54,7 +54,8 @@ type Account struct {
 	RestoreAs  string   // likewise, the user who swaps them
 }
 
-// Jobs say how Sluice's own pods run in a cluster: those that ready the volumes of copies, and those that test a quarantine.
+// Jobs say how Sluice's own pods run in a cluster: those that ready the volumes of copies, that read databases, and
+// that test a quarantine.
 type Jobs struct {
 	Image       string // of Sluice; "" where there is none, and databases of the cluster cannot be copied
 	Limits      corev1.ResourceList

@@ -203,24 +203,30 @@ type Exposer interface {
 	Expose(ctx context.Context, key string, service manifest.Ref, ttl time.Duration) (url string, err error)
 }
 
-// Runner is a Platform whose volumes no file of this machine is: what Sluice must do to them, it does by commands of its own
-// that run beside them.
+// Runner is a Platform whose volumes no file of this machine is, and whose databases are far from it: what Sluice must do to
+// them, it does by commands of its own that run beside them.
 type Runner interface {
-	// Run runs a command in a pod that mounts claims, and returns what it reported when no pod mounts them any more. A failure
-	// that the command reported keeps its kind. The same key goes on with a run that is under way.
+	// Run runs a command in a pod, and returns what it reported when no pod mounts its claims any more. A failure that the
+	// command reported keeps its kind. The same key goes on with a run that is under way; the sameness of the rest is the
+	// caller's care.
 	Run(ctx context.Context, key string, e Errand) (json.RawMessage, error)
 	// End ends what of a delivery still runs in a namespace because nobody waited for it to its end. No pod of it mounts a claim then.
 	End(ctx context.Context, namespace, delivery string) error
 }
 
-// Errand is a command of Sluice that runs beside volumes.
+// Errand is a command of Sluice that runs beside volumes, or beside databases.
 type Errand struct {
 	Namespace string
 	Delivery  string
-	Args      []string // what follows "sluice errand"
-	Image     string   // whose programs it needs; "" is Sluice's own
-	Mounts    []Mount
-	Like      corev1.PodSpec // the pod whose user and nodes it shares, because the files are that pod's
+	Args      []string          // what follows "sluice errand"
+	Image     string            // whose programs it needs; "" is Sluice's own
+	Input     json.RawMessage   // what the command is told and nobody else may see; nil: nothing
+	Mounts    []Mount           // beside volumes
+	Like      corev1.PodSpec    // the pod whose user and nodes it shares, because the files are that pod's
+	Services  []manifest.Ref    // beside databases: closed or not, the command may connect to these and to nothing else
+	Within    time.Duration     // from its start on; 0: ten minutes
+	Parts     int               // how many times 256 KiB its report may have, compressed; 0: once
+	Progress  func(line string) // is told what the command says; may be nil
 }
 
 // Mount is where a claim is mounted.

@@ -34,36 +34,15 @@ func (p *Platform) Dial(ctx context.Context, service manifest.Ref, port string) 
 
 // DialMember implements platform.Members; with no name any pod will do.
 func (p *Platform) DialMember(ctx context.Context, service manifest.Ref, member, port string) (net.Conn, error) {
-	live, err := p.read(ctx, service)
+	s, all, err := p.behind(ctx, service)
 	if err != nil {
 		return nil, err
-	}
-	var s corev1.Service
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(live.Object, &s); err != nil {
-		return nil, fault.Newf(fault.Invalid, "Service %s cannot be read: %w", service, err)
 	}
 	target, err := targetOf(s, port)
 	if err != nil {
 		return nil, err
 	}
-	delete(s.Spec.Selector, openLabel)
-	if len(s.Spec.Selector) == 0 {
-		return nil, fault.Newf(fault.Invalid, "Service %s has no selector, so it has no pods", service)
-	}
-	list, err := p.dynamic.Resource(pods()).Namespace(service.Namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: labels.SelectorFromSet(s.Spec.Selector).String()})
-	if err != nil {
-		return nil, failed(err, "list the pods of Service %s", service)
-	}
-	var found []corev1.Pod
-	for _, u := range list.Items {
-		var pod corev1.Pod
-		if runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &pod) == nil && ready(&pod) && pod.DeletionTimestamp == nil &&
-			(member == "" || pod.Name == member) {
-			found = append(found, pod)
-		}
-	}
-	slices.SortFunc(found, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
+	found := slices.DeleteFunc(all, func(pod corev1.Pod) bool { return member != "" && pod.Name != member })
 	for _, pod := range found {
 		if n := portOf(pod, target); n != 0 {
 			return p.forward(ctx, pod, n)
@@ -76,6 +55,34 @@ func (p *Platform) DialMember(ctx context.Context, service manifest.Ref, member,
 		return nil, fault.Newf(fault.Transient, "pod %s is not ready, or Service %s does not lead to it", member, service)
 	}
 	return nil, fault.Newf(fault.Transient, "no pod of Service %s is ready", service)
+}
+
+// behind returns a Service, as it is when it is open, and the ready pods that it then leads to, by their names.
+func (p *Platform) behind(ctx context.Context, service manifest.Ref) (s corev1.Service, found []corev1.Pod, err error) {
+	live, err := p.read(ctx, service)
+	if err != nil {
+		return s, nil, err
+	}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(live.Object, &s); err != nil {
+		return s, nil, fault.Newf(fault.Invalid, "Service %s cannot be read: %w", service, err)
+	}
+	delete(s.Spec.Selector, openLabel)
+	if len(s.Spec.Selector) == 0 {
+		return s, nil, fault.Newf(fault.Invalid, "Service %s has no selector, so it has no pods", service)
+	}
+	list, err := p.dynamic.Resource(pods()).Namespace(service.Namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: labels.SelectorFromSet(s.Spec.Selector).String()})
+	if err != nil {
+		return s, nil, failed(err, "list the pods of Service %s", service)
+	}
+	for _, u := range list.Items {
+		var pod corev1.Pod
+		if runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &pod) == nil && ready(&pod) && pod.DeletionTimestamp == nil {
+			found = append(found, pod)
+		}
+	}
+	slices.SortFunc(found, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
+	return s, found, nil
 }
 
 // targetOf returns where a port of a Service leads.

@@ -5,12 +5,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"slices"
+	"maps"
 	"strings"
+	"sync"
 	"time"
 
-	batchv1 "k8s.io/api/batch/v1"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -40,43 +41,56 @@ type Jobs struct {
 	Tolerations []corev1.Toleration
 }
 
-// keyType is the type of the Secret that holds an errand's key.
-const keyType = "sluice.dev/key"
+// errandPrefix is how the names of errands begin.
+const errandPrefix = "sluice-errand-"
 
-// errandWithin is how long an errand may take, with all that its pod waits for.
+// errandWithin is how long an errand may take that does not say it, with all that its pod waits for.
 const errandWithin = 10 * time.Minute
 
-// Run implements platform.Runner. The Job runs as an account of its own, which may change one Secret and nothing else; all of
-// it is deleted when the result is there.
+// Run implements platform.Runner. The Job runs as an account of its own, which may change the Secrets of its result and nothing
+// else; all of it is deleted when the result is there.
 func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) (json.RawMessage, error) {
 	if err := p.ownImage(); err != nil {
 		return nil, err
 	}
-	w := &work{p: p, e: e, name: "sluice-errand-" + strings.TrimPrefix(name(key), "sluice-")[:12], id: key}
+	if e.Parts == 0 {
+		e.Parts = 1
+	}
+	if e.Within == 0 {
+		e.Within = errandWithin
+	}
+	w := &work{p: p, e: e, name: errandPrefix + strings.TrimPrefix(name(key), "sluice-")[:12], id: key}
 	if err := w.prepare(ctx); err != nil {
 		return nil, err
 	}
-	result, err := w.await(ctx)
-	if ctx.Err() != nil || fault.Is(err, fault.Transient) {
+	result, told, err := w.await(ctx)
+	if !told && (ctx.Err() != nil || fault.Is(err, fault.Transient)) {
 		return nil, err // it goes on without us, and is found by its name
 	}
 	return result, errors.Join(err, w.clear(ctx))
 }
 
-// End implements platform.Runner. The key is what of an errand is deleted last.
+// End implements platform.Runner. What belongs to the Jobs goes with them.
 func (p *Platform) End(ctx context.Context, namespace, delivery string) error {
-	all, err := p.dynamic.Resource(secrets()).Namespace(namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: labels.Set{managedBy: manager, deliveryLabel: labelValue(delivery)}.String(), FieldSelector: "type=" + keyType})
+	all, err := p.dynamic.Resource(jobs()).Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: madeFor(delivery)})
 	if err != nil {
-		return failed(err, "list the Secrets of namespace %s", namespace)
+		return failed(err, "list the Jobs of namespace %s", namespace)
 	}
-	for _, s := range all.Items {
-		w := &work{p: p, e: platform.Errand{Namespace: namespace, Delivery: delivery}, name: strings.TrimSuffix(s.GetName(), "-key")}
+	for _, j := range all.Items {
+		if !strings.HasPrefix(j.GetName(), errandPrefix) {
+			continue
+		}
+		w := &work{p: p, e: platform.Errand{Namespace: namespace, Delivery: delivery}, name: j.GetName()}
 		if err := w.clear(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// madeFor selects what Sluice made for a delivery.
+func madeFor(delivery string) string {
+	return labels.Set{managedBy: manager, deliveryLabel: labelValue(delivery)}.String()
 }
 
 // ownImage refuses an account that does not say which image Sluice has.
@@ -102,46 +116,105 @@ func (w *work) meta(name string) metav1.ObjectMeta {
 		Annotations: map[string]string{keyAnnotation: w.id}}
 }
 
-// prepare makes everything that the errand needs, the Job last. What is there already is of an earlier call with this key.
+// prepare makes everything that the errand needs. The Job is made first, suspended, and owns the rest, so that nothing outlives
+// it, whoever else does not; it starts when all is there. What is there already is of an earlier call with this key.
 func (w *work) prepare(ctx context.Context) error {
-	if err := w.ownKey(ctx); err != nil {
+	owner, err := w.own(ctx)
+	if err != nil {
 		return err
 	}
-	no := false
-	for _, o := range []struct {
-		resource schema.GroupVersionResource
-		object   runtime.Object
-	}{
-		{secrets(), &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(w.name), Type: "sluice.dev/result"}},
+	all, err := w.objects(ctx)
+	if err != nil {
+		return err
+	}
+	g, within := errgroup.WithContext(ctx)
+	for _, o := range all {
+		g.Go(func() error {
+			o.object.SetOwnerReferences([]metav1.OwnerReference{owner})
+			return w.p.make(within, o.resource, o.object)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, w.name+"-key", metav1.GetOptions{})
+	if err != nil {
+		return failed(err, "read Secret %s/%s-key", w.e.Namespace, w.name)
+	}
+	w.key = string(contentOf(live)["key"])
+	_, err = w.p.dynamic.Resource(jobs()).Namespace(w.e.Namespace).Patch(ctx, w.name, types.MergePatchType, []byte(`{"spec":{"suspend":false}}`),
+		metav1.PatchOptions{FieldManager: manager})
+	return failed(err, "start Job %s/%s", w.e.Namespace, w.name)
+}
+
+// own makes the Job, or finds it, and returns it as an owner. One that is being deleted is waited for.
+func (w *work) own(ctx context.Context) (metav1.OwnerReference, error) {
+	in := w.p.dynamic.Resource(jobs()).Namespace(w.e.Namespace)
+	for {
+		if err := w.p.make(ctx, jobs(), w.job()); err != nil {
+			return metav1.OwnerReference{}, err
+		}
+		live, err := in.Get(ctx, w.name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			continue
+		case err != nil:
+			return metav1.OwnerReference{}, failed(err, "read Job %s/%s", w.e.Namespace, w.name)
+		case live.GetDeletionTimestamp() == nil:
+			return metav1.OwnerReference{APIVersion: "batch/v1", Kind: "Job", Name: w.name, UID: live.GetUID()}, nil
+		}
+		if err := w.gone(ctx); err != nil {
+			return metav1.OwnerReference{}, err
+		}
+	}
+}
+
+// need is one object that the Job needs.
+type need struct {
+	resource schema.GroupVersionResource
+	object   interface {
+		runtime.Object
+		metav1.Object
+	}
+}
+
+// objects are what the Job needs: what it is told, the empty Secrets for its result, and the account that may change them.
+func (w *work) objects(ctx context.Context) ([]need, error) {
+	yes, no := true, false
+	results := errand.Names(w.name, w.e.Parts)
+	given := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(w.name + "-key"), Type: "sluice.dev/key", Immutable: &yes,
+		Data: map[string][]byte{"key": []byte(errand.NewKey())}}
+	all := []need{
+		{secrets(), given},
 		{serviceAccounts(), &corev1.ServiceAccount{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"}, ObjectMeta: w.meta(w.name), AutomountServiceAccountToken: &no}},
 		{roles(), &rbacv1.Role{TypeMeta: metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "Role"}, ObjectMeta: w.meta(w.name),
-			Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{w.name}, Verbs: []string{"patch"}}}}},
+			Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: results, Verbs: []string{"patch"}}}}},
 		{roleBindings(), &rbacv1.RoleBinding{TypeMeta: metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: "RoleBinding"}, ObjectMeta: w.meta(w.name),
 			RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: w.name},
 			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: w.e.Namespace, Name: w.name}}}},
-		{jobs(), w.job()},
-	} {
-		if err := w.p.make(ctx, o.resource, o.object); err != nil {
-			return err
-		}
 	}
-	return nil
-}
-
-// ownKey makes the key with which the result is sealed, or finds the one that an earlier call made.
-func (w *work) ownKey(ctx context.Context) error {
-	yes := true
-	s := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(w.name + "-key"), Type: keyType, Immutable: &yes,
-		Data: map[string][]byte{"key": []byte(errand.NewKey())}}
-	if err := w.p.make(ctx, secrets(), s); err != nil {
-		return err
+	for _, name := range results {
+		all = append(all, need{secrets(), &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(name), Type: "sluice.dev/result"}})
 	}
-	live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, s.Name, metav1.GetOptions{})
+	to, err := w.destinations(ctx)
 	if err != nil {
-		return failed(err, "read Secret %s/%s", w.e.Namespace, s.Name)
+		return nil, err
 	}
-	w.key = string(contentOf(live)["key"])
-	return nil
+	if len(to) > 0 {
+		all = append(all, need{networkPolicies(), w.policy(to)})
+	}
+	if w.e.Input != nil {
+		input := errand.Input{Task: w.e.Input, Addresses: map[string]string{}}
+		for _, d := range to {
+			maps.Copy(input.Addresses, d.addresses)
+		}
+		body, err := json.Marshal(input)
+		if err != nil {
+			return nil, err
+		}
+		given.Data["input"] = body
+	}
+	return all, nil
 }
 
 // make creates an object; one that is there stays as it is.
@@ -169,116 +242,82 @@ func contentOf(secret *unstructured.Unstructured) map[string][]byte {
 	return out
 }
 
-// job is the Job: the files belong to the pod that the claims are of, so it runs as that pod's user, and where that one may.
-func (w *work) job() *batchv1.Job {
-	retries, within, keep, grace, yes := int32(1), int64(errandWithin/time.Second), int32(3600), int64(5), true
-	c := corev1.Container{Name: "sluice", Image: w.p.c.Jobs.Image, Args: append([]string{"errand"}, w.e.Args...),
-		Resources: corev1.ResourceRequirements{Limits: w.p.c.Jobs.Limits}, SecurityContext: userOf(w.e.Like),
-		Env: []corev1.EnvVar{{Name: errand.SecretEnv, Value: w.name}, {Name: errand.NamespaceEnv, Value: w.e.Namespace},
-			{Name: errand.KeyEnv, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
-				LocalObjectReference: corev1.LocalObjectReference{Name: w.name + "-key"}, Key: "key"}}}}}
-	pod := corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, ServiceAccountName: w.name, AutomountServiceAccountToken: &yes, TerminationGracePeriodSeconds: &grace,
-		SecurityContext: w.e.Like.SecurityContext, NodeSelector: w.e.Like.NodeSelector, Affinity: w.e.Like.Affinity,
-		Tolerations: slices.Concat(w.e.Like.Tolerations, w.p.c.Jobs.Tolerations), ImagePullSecrets: nil}
-	for i, m := range w.e.Mounts {
-		v := fmt.Sprintf("volume-%d", i)
-		pod.Volumes = append(pod.Volumes, corev1.Volume{Name: v, VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: m.Claim}}})
-		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: v, MountPath: m.Path, SubPath: m.SubPath, ReadOnly: m.ReadOnly})
-	}
-	if w.e.Image != "" {
-		w.among(&pod, &c)
-	}
-	pod.Containers = []corev1.Container{c}
-	return &batchv1.Job{TypeMeta: metav1.TypeMeta{APIVersion: "batch/v1", Kind: "Job"}, ObjectMeta: w.meta(w.name),
-		Spec: batchv1.JobSpec{BackoffLimit: &retries, ActiveDeadlineSeconds: &within, TTLSecondsAfterFinished: &keep,
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(w.e.Delivery)}}, Spec: pod}}}
-}
-
-// Where Sluice's program is put in another image.
-const programVolume, programPath = "sluice-program", "/sluice-program"
-
-// among has the command run among the programs of another image: the pod of Sluice's own puts its program beside them first.
-func (w *work) among(pod *corev1.PodSpec, c *corev1.Container) {
-	pod.Volumes = append(pod.Volumes, corev1.Volume{Name: programVolume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
-	pod.ImagePullSecrets = w.e.Like.ImagePullSecrets
-	there := corev1.VolumeMount{Name: programVolume, MountPath: programPath}
-	pod.InitContainers = []corev1.Container{{Name: "program", Image: c.Image, Args: []string{"errand", "install", programPath},
-		Resources: c.Resources, SecurityContext: c.SecurityContext, VolumeMounts: []corev1.VolumeMount{there}}}
-	there.ReadOnly = true
-	c.Image, c.Command, c.VolumeMounts = w.e.Image, []string{programPath + "/sluice"}, append(c.VolumeMounts, there)
-}
-
-// userOf returns as whom a container runs that shares a pod's files. A pod that does not say runs as its image says, which
-// nobody here knows: then it is root, with what it needs to read and give away files of others.
-func userOf(like corev1.PodSpec) *corev1.SecurityContext {
-	for _, c := range like.Containers {
-		if c.SecurityContext != nil && c.SecurityContext.RunAsUser != nil {
-			return c.SecurityContext.DeepCopy()
-		}
-	}
-	no := false
-	s := &corev1.SecurityContext{AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}}
-	if like.SecurityContext == nil || like.SecurityContext.RunAsUser == nil {
-		s.Capabilities.Add = []corev1.Capability{"CHOWN", "DAC_OVERRIDE", "FOWNER"}
-	}
-	return s
-}
-
-// await waits for the result, or for the Job's end without one.
-func (w *work) await(ctx context.Context) (json.RawMessage, error) {
+// await waits for the result, or for the Job's end without one. It shows what the command says.
+func (w *work) await(ctx context.Context) (result json.RawMessage, told bool, err error) {
 	within, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if w.e.Progress != nil {
+		var output sync.WaitGroup
+		output.Go(func() { w.p.outputOf(within, w.e.Namespace, w.name, w.e.Progress) })
+		defer output.Wait()
+		defer cancel()
+	}
 	job := manifest.Ref{Kind: "Job", Namespace: w.e.Namespace, Name: w.name}
 	states, err := w.p.watch(within, []manifest.Ref{job}, false)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var told <-chan watch.Event
+	var changes <-chan watch.Event
 	for {
-		if told == nil {
+		if changes == nil {
 			// A watch from no version begins with what is there.
 			in, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Watch(within,
 				metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", w.name).String()})
 			if err != nil {
-				return nil, failed(err, "watch Secret %s/%s", w.e.Namespace, w.name)
+				return nil, false, failed(err, "watch Secret %s/%s", w.e.Namespace, w.name)
 			}
 			defer in.Stop()
-			told = in.ResultChan()
+			changes = in.ResultChan()
 		}
 		select {
-		case e, more := <-told:
+		case e, more := <-changes:
 			if !more {
-				told = nil
+				changes = nil
 				continue
 			}
 			if s, ok := e.Object.(*unstructured.Unstructured); ok {
-				if result, told, err := errand.Read(w.key, w.name, contentOf(s)); told {
-					return result, err
+				if result, told, err := w.read(ctx, s); told || err != nil {
+					return result, told, err
 				}
 			}
 		case s, more := <-states:
-			if !more {
-				return nil, errors.Join(ctx.Err(), fault.Newf(fault.Transient, "the cluster no longer tells how %s is", job))
+			switch {
+			case !more:
+				return nil, false, errors.Join(ctx.Err(), fault.Newf(fault.Transient, "the cluster no longer tells how %s is", job))
+			case !s.Exists:
+				return nil, false, fault.Newf(fault.Transient, "sluice errand %s: somebody deleted %s", w.e.Args[0], job)
+			case s.Failed || s.Ready:
+				return w.last(ctx, s)
 			}
-			if !s.Failed && !s.Ready {
-				continue
-			}
-			return w.last(ctx, s)
 		}
 	}
 }
 
+// read returns the result that the head and its parts hold.
+func (w *work) read(ctx context.Context, head *unstructured.Unstructured) (json.RawMessage, bool, error) {
+	return errand.Read(w.key, w.name, contentOf(head), func(name string) (map[string][]byte, error) {
+		live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return nil, failed(err, "read Secret %s/%s", w.e.Namespace, name)
+		}
+		return contentOf(live), nil
+	})
+}
+
 // last looks for the result of a Job that has ended.
-func (w *work) last(ctx context.Context, s platform.State) (json.RawMessage, error) {
+func (w *work) last(ctx context.Context, s platform.State) (json.RawMessage, bool, error) {
 	live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, w.name, metav1.GetOptions{})
 	if err != nil {
-		return nil, failed(err, "read Secret %s/%s", w.e.Namespace, w.name)
+		return nil, false, failed(err, "read Secret %s/%s", w.e.Namespace, w.name)
 	}
-	if result, told, err := errand.Read(w.key, w.name, contentOf(live)); told {
-		return result, err
+	if result, told, err := w.read(ctx, live); told || err != nil {
+		return result, told, err
 	}
-	return nil, fault.Newf(fault.Lost, "sluice errand %s, in %s: it ended without a result: %s: %s", w.e.Args[0], s.Ref, s.Reason, s.Message)
+	err = fault.Newf(fault.Lost, "sluice errand %s, in %s: it ended without a result: %s: %s", w.e.Args[0], s.Ref, s.Reason, s.Message)
+	if strings.Contains(s.Message, "OOMKilled") {
+		err = fault.WithRemedy(err, "raise jobs: {limits: {memory: …}} of account %s", w.p.c.Account)
+	}
+	return nil, true, err
 }
 
 // clear deletes what prepare made, and waits until no pod of it is left: a claim that a pod mounts can be neither copied nor
@@ -289,18 +328,37 @@ func (w *work) clear(ctx context.Context) error {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return failed(err, "delete Job %s/%s", w.e.Namespace, w.name)
 	}
-	job := manifest.Ref{Kind: "Job", Namespace: w.e.Namespace, Name: w.name}
-	if err := w.p.await(ctx, job, func(s platform.State) bool { return !s.Exists }); err != nil {
-		return err
+	g, within := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.gone(within) })
+	remove := func(r schema.GroupVersionResource, name string) {
+		g.Go(func() error {
+			err := w.p.dynamic.Resource(r).Namespace(w.e.Namespace).Delete(within, name, metav1.DeleteOptions{})
+			if err != nil && !apierrors.IsNotFound(err) {
+				return failed(err, "delete %s %s/%s", r.Resource, w.e.Namespace, name)
+			}
+			return nil
+		})
 	}
-	for _, o := range []struct {
-		resource schema.GroupVersionResource
-		name     string
-	}{{roleBindings(), w.name}, {roles(), w.name}, {serviceAccounts(), w.name}, {secrets(), w.name}, {secrets(), w.name + "-key"}} {
-		err := w.p.dynamic.Resource(o.resource).Namespace(w.e.Namespace).Delete(ctx, o.name, metav1.DeleteOptions{})
-		if err != nil && !apierrors.IsNotFound(err) {
-			return failed(err, "delete %s %s/%s", o.resource.Resource, w.e.Namespace, o.name)
+	for _, r := range []schema.GroupVersionResource{roleBindings(), roles(), serviceAccounts(), networkPolicies()} {
+		remove(r, w.name)
+	}
+	g.Go(func() error {
+		in := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace)
+		all, err := in.List(within, metav1.ListOptions{LabelSelector: madeFor(w.e.Delivery)})
+		if err != nil {
+			return failed(err, "list the Secrets of namespace %s", w.e.Namespace)
 		}
-	}
-	return nil
+		for _, s := range all.Items {
+			if strings.HasPrefix(s.GetName(), w.name) {
+				remove(secrets(), s.GetName())
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// gone waits until the Job is no more, nor a pod of it.
+func (w *work) gone(ctx context.Context) error {
+	return w.p.await(ctx, manifest.Ref{Kind: "Job", Namespace: w.e.Namespace, Name: w.name}, func(s platform.State) bool { return !s.Exists })
 }

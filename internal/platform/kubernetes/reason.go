@@ -105,7 +105,7 @@ func (w *watcher) jobFailed(ctx context.Context, s *platform.State, all []*corev
 				continue
 			}
 			d := diagnosis{reason: "JobFailed", container: c.Name,
-				message: fmt.Sprintf("%s: pod %s: container %s ended with exit code %d", s.Message, p.Name, c.Name, t.ExitCode)}
+				message: fmt.Sprintf("%s: pod %s: container %s ended with exit code %d (%s)", s.Message, p.Name, c.Name, t.ExitCode, t.Reason)}
 			s.Message = w.explain(ctx, p, d)
 			return
 		}

@@ -290,7 +290,7 @@ func (l *legs) engine(ctx context.Context) error {
 }
 
 func (l *legs) fingerprint(ctx context.Context, seed fingerprint.Seed) (*fingerprint.Digest, error) {
-	return l.digest(ctx, l.c, l.p, l.a.Database, l.at.Namespace, seed)
+	return l.digest(ctx, l.c, l.p, l.a.Database, l.at.Namespace, seed, l.key("fingerprint"))
 }
 
 func (l *legs) equal(ctx context.Context, seed fingerprint.Seed, want *fingerprint.Digest, otherwise string) error {

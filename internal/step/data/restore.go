@@ -15,6 +15,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/verification"
 	"github.com/sluice-cd/sluice/internal/volume"
 )
 
@@ -40,14 +41,14 @@ func (st open) countRows(ctx context.Context, c step.Call, k fencedCall, s opene
 	if n, err = st.export(ctx, c, k, t, seed); err != nil {
 		return nil, "", err
 	}
-	before, err := st.digest(ctx, c, k.p, k.a.Database, t.old, seed)
+	before, err := st.digest(ctx, c, k.p, k.a.Database, t.old, seed, fmt.Sprintf("%s/before/fingerprint/%d", c.Key, s.Try))
 	if err != nil {
 		return nil, "", err
 	}
 	if proof, err = st.reportFile(c, "checkpoint.digest.json"); err != nil {
 		return nil, "", err
 	}
-	if err := keepDigest(proof, before); err != nil {
+	if err := verification.Keep(proof, before); err != nil {
 		return nil, "", err
 	}
 	return n, proof, st.uncount(ctx, c, k, s.Try)
@@ -106,7 +107,12 @@ func (st open) export(ctx context.Context, c step.Call, k fencedCall, t twins, s
 	out := bufio.NewWriter(io.MultiWriter(f, sum))
 	e := &exporter{out: json.NewEncoder(out)}
 	e.out.SetEscapeHTML(false)
-	r, err := st.rows(ctx, c, x, seed, e.each)
+	o, err := st.scanning(c)
+	if err != nil {
+		return nil, err
+	}
+	o.Rows = e.each
+	r, err := x.Rows(ctx, seed, o)
 	if err == nil {
 		err = out.Flush()
 	}
@@ -197,7 +203,7 @@ func (b base) prove(ctx context.Context, c step.Call, p place, db plan.Database,
 	if err != nil {
 		return err
 	}
-	have, err := b.digest(ctx, c, p, db, db.Namespace, seed)
+	have, err := b.digest(ctx, c, p, db, db.Namespace, seed, c.Key+"/restored/fingerprint")
 	if err != nil {
 		return err
 	}

@@ -245,7 +245,7 @@ func (st quickVerify) verify(ctx context.Context, c step.Call, k fencedCall, u u
 	if err != nil {
 		return step.Outcome{}, fmt.Errorf("start the old version on a clone of the checkpoint: %w", err)
 	}
-	out, err := st.compare(ctx, c, k.p, k.a, twins{old: at.Namespace, new: u.Site.Namespace}, s.Seed)
+	out, err := st.compare(ctx, c, k.p, k.a, twins{old: at.Namespace, new: u.Site.Namespace}, s, fmt.Sprintf("%s/compare/%d", c.Key, s.Try))
 	if err != nil {
 		return out, err
 	}

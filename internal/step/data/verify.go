@@ -8,14 +8,13 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/fingerprint"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/step"
+	"github.com/sluice-cd/sluice/internal/verification"
 )
 
 // verifyData compares control with the mark: every row, the schema, the engine's own checks and the declared invariants.
@@ -78,7 +77,7 @@ func (st verifyData) Run(ctx context.Context, c step.Call) (step.Outcome, error)
 	if s, err = s.begin(ctx, c); err != nil {
 		return step.Outcome{}, err
 	}
-	return st.compare(ctx, c, p, a, twins{old: from.Control.Namespace, new: m.Site.Namespace}, s.Seed)
+	return st.compare(ctx, c, p, a, twins{old: from.Control.Namespace, new: m.Site.Namespace}, s, c.Key+"/compare")
 }
 
 // Undo has nothing to take back.
@@ -89,47 +88,9 @@ func (verifyData) Undo(context.Context, step.Call) (step.Outcome, error) {
 // twins are the namespaces in which the two sides of a comparison run.
 type twins struct{ old, new string }
 
-// pair is two open servers and the plan of their comparison.
-type pair struct {
-	servers  [2]database.Server
-	catalogs [2]database.Catalog
-	plan     *fingerprint.Plan
-}
-
-func (x *pair) Close() {
-	for _, s := range x.servers {
-		if s != nil {
-			quietly(s)
-		}
-	}
-}
-
 // quietly closes what was read from. What was read is complete by then; a connection that does not end cleanly changes
 // nothing about it.
 func quietly(c io.Closer) { _ = c.Close() }
-
-// pair opens both sides, which nobody writes to, and plans their comparison.
-func (b base) pair(ctx context.Context, p place, a plan.DataArgs, t twins) (*pair, error) {
-	x := &pair{}
-	for i, namespace := range []string{t.old, t.new} {
-		s, err := b.open(ctx, p, a.Database, namespace)
-		if err != nil {
-			x.Close()
-			return nil, err
-		}
-		x.servers[i] = s
-		if x.catalogs[i], err = s.Catalog(ctx); err != nil {
-			x.Close()
-			return nil, fmt.Errorf("read the catalog of %s in %s: %w", a.Database.Name, namespace, err)
-		}
-	}
-	var err error
-	if x.plan, err = fingerprint.NewPlan(x.catalogs[0], x.catalogs[1], fingerprint.PlanOptions{Contract: exclusions(a)}); err != nil {
-		x.Close()
-		return nil, err
-	}
-	return x, nil
-}
 
 // exclusions reads the contract: relations and columns by their full names, anything with a blank as an object ("index
 // orders_by_day").
@@ -160,178 +121,76 @@ func exclusions(a plan.DataArgs) []fingerprint.Exclusion {
 }
 
 // compare compares two sides and turns what it finds into the outcome of a step. The rows that differ go into a report
-// beside the delivery, never into its record.
-func (b base) compare(ctx context.Context, c step.Call, p place, a plan.DataArgs, t twins, seedText string) (step.Outcome, error) {
-	seed, err := fingerprint.ParseSeed(seedText)
+// beside the delivery, never into its record. The key is the same for as long as the two sides are.
+func (b base) compare(ctx context.Context, c step.Call, p place, a plan.DataArgs, t twins, s verifying, key string) (step.Outcome, error) {
+	seed, err := fingerprint.ParseSeed(s.Seed)
 	if err != nil {
 		return step.Outcome{}, err
 	}
+	found, err := b.answer(ctx, c, p, a, t, seed, key)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	report, err := b.report(c, found.Report)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	out := judged(found.Report, found.Findings, report)
+	out.Evidence = evidenceOf(found.Report, found.Findings, report)
+	return out, nil
+}
+
+// answer compares two sides: from here, or by a Job beside them where there is much to read.
+func (b base) answer(ctx context.Context, c step.Call, p place, a plan.DataArgs, t twins, seed fingerprint.Seed, key string) (verification.Answer, error) {
 	x, err := b.pair(ctx, p, a, t)
 	if err != nil {
-		return step.Outcome{}, err
+		return verification.Answer{}, err
 	}
 	defer x.Close()
-	r, err := b.rows(ctx, c, x, seed, nil)
+	job, ok, err := b.beside(p, a.Database, x.Much(), t.old, t.new)
 	if err != nil {
-		return step.Outcome{}, err
+		return verification.Answer{}, err
 	}
-	findings, err := b.checks(ctx, c, x, a.Checks)
-	if err != nil {
-		return step.Outcome{}, err
-	}
-	report, err := b.report(c, r)
-	if err != nil {
-		return step.Outcome{}, err
-	}
-	out := judged(r, findings, report)
-	out.Evidence = evidenceOf(r, findings, report)
-	return out, nil
-}
-
-// rows compares the rows. Both sides are fingerprinted first, at the same time; the old side's fingerprint is kept, so
-// that an entry after a crash does not read it again.
-func (b base) rows(ctx context.Context, c step.Call, x *pair, seed fingerprint.Seed, each func(fingerprint.RowDifference) error) (*fingerprint.Report, error) {
-	kept, err := b.reportFile(c, "old.digest.json")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(b.o.Spill, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory for what does not fit into memory: %w", err)
-	}
-	var digests [2]*fingerprint.Digest
-	var views [2]database.View
-	for i, s := range x.servers {
-		if views[i], err = s.View(ctx); err != nil {
-			return nil, fmt.Errorf("open a view: %w", err)
-		}
-		defer quietly(views[i])
-	}
-	g, within := errgroup.WithContext(ctx)
-	for i := range digests {
-		g.Go(func() error {
-			role := fingerprint.Role(i)
-			if role == fingerprint.Source {
-				if digests[i] = keptDigest(kept, x.plan, seed); digests[i] != nil {
-					return nil
-				}
-			}
-			var err error
-			digests[i], err = fingerprint.Scan(within, views[i], x.plan, fingerprint.ScanOptions{Role: role, Seed: seed, Workers: workers, Progress: b.progress(c, role.String())})
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	if err := keepDigest(kept, digests[fingerprint.Source]); err != nil {
-		return nil, err
-	}
-	return fingerprint.Compare(ctx, fingerprint.Options{Source: fingerprint.Side{Server: x.servers[0], View: views[0]},
-		Target: fingerprint.Side{Server: x.servers[1], View: views[1]}, Plan: x.plan, Seed: seed, Workers: workers, SpillDir: b.o.Spill,
-		SourceDigest: digests[0], TargetDigest: digests[1], Rows: each, Progress: b.progress(c, "both")})
-}
-
-// workers is how many scans of one side run at a time.
-const workers = 4
-
-func (b base) progress(c step.Call, side string) func(fingerprint.Progress) {
-	return func(p fingerprint.Progress) {
-		if p.Rows == 0 {
-			return
-		}
-		eta := ""
-		if p.ETA > 0 {
-			eta = ", " + p.ETA.String() + " left"
-		}
-		c.Progress("%s, %s side, pass %d: %d of about %d rows, %.0f rows/s%s", p.Relation, side, p.Pass, p.Rows, p.Estimate, p.RowsPerSecond, eta)
-	}
-}
-
-// keptDigest returns the fingerprint of an earlier entry where it still fits, nil otherwise: then it is made again.
-func keptDigest(file string, plan *fingerprint.Plan, seed fingerprint.Seed) *fingerprint.Digest {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	d, err := fingerprint.ReadDigest(f)
-	if err != nil || d.Plan != plan.Digest() || d.Seed != seed.Digest() {
-		return nil
-	}
-	return d
-}
-
-func keepDigest(file string, d *fingerprint.Digest) error {
-	body, err := json.Marshal(d)
-	if err != nil {
-		return err
-	}
-	return writeWhole(file, body)
-}
-
-// writeWhole writes a file so that a crash leaves the old one, the new one, or none.
-func writeWhole(file string, body []byte) error {
-	part := file + ".part"
-	if err := os.WriteFile(part, body, 0o600); err != nil {
-		return fmt.Errorf("write a report: %w", err)
-	}
-	return os.Rename(part, file)
-}
-
-// checks runs the engine's own checks on the new side, and every invariant on both. What the old side has already is not
-// the change's doing.
-func (b base) checks(ctx context.Context, c step.Call, x *pair, invariants []plan.Check) ([]database.Finding, error) {
-	var sides [2][]database.Finding
-	for i, s := range x.servers {
-		c.Progress("the engine checks itself, %s side", fingerprint.Role(i))
-		if err := s.Check(ctx, database.Full, func(f database.Finding) { sides[i] = append(sides[i], f) }); err != nil {
-			return nil, fmt.Errorf("the engine's own checks: %w", err)
-		}
-	}
-	before := map[database.Finding]bool{}
-	for _, f := range sides[0] {
-		before[f] = true
-	}
-	var out []database.Finding
-	for _, f := range sides[1] {
-		if !before[f] {
-			out = append(out, f)
-		}
-	}
-	for _, k := range invariants {
-		f, err := invariant(ctx, x, k)
+	if !ok {
+		o, err := b.scanning(c)
 		if err != nil {
-			return nil, fmt.Errorf("invariant %s: %w", k.Name, err)
+			return verification.Answer{}, err
 		}
-		if f != nil {
-			out = append(out, *f)
-		}
+		return x.Compare(ctx, seed, a.Checks, o)
 	}
-	return out, nil
+	job.task.Seed, job.task.Contract, job.task.Checks = seed.String(), exclusions(a), a.Checks
+	var found verification.Answer
+	if err := job.run(ctx, c, key, verification.CompareCommand, &found); err != nil {
+		return found, err
+	}
+	if found.Report == nil {
+		return found, fault.Newf(fault.Lost, "the Job that compared %s gave no report", a.Database.Name)
+	}
+	return found, nil
 }
 
-func invariant(ctx context.Context, x *pair, k plan.Check) (*database.Finding, error) {
-	var got [2]string
-	for i, s := range x.servers {
-		q, ok := s.(database.Querier)
-		if !ok {
-			return nil, fault.Newf(fault.Invalid, "engine %s cannot run queries for invariants", x.catalogs[i].Info.Engine)
-		}
-		var err error
-		if got[i], err = q.Query(ctx, k.Query); err != nil {
+// pair opens both sides, which nobody writes to, and plans their comparison.
+func (b base) pair(ctx context.Context, p place, a plan.DataArgs, t twins) (*verification.Pair, error) {
+	engine, err := b.ports.Engine(a.Database.Engine)
+	if err != nil {
+		return nil, err
+	}
+	var sides [2]verification.Database
+	for i, namespace := range []string{t.old, t.new} {
+		u, err := b.url(p, a.Database, namespace, true)
+		if err != nil {
 			return nil, err
 		}
+		sides[i] = verification.Database{Engine: engine, URL: u, Where: verification.Site{Name: a.Database.Name, Namespace: namespace}.Where()}
 	}
-	f := &database.Finding{Object: "invariant " + k.Name, Class: "invariant"}
-	switch {
-	case k.Equals != nil && got[1] != *k.Equals:
-		f.Message = fmt.Sprintf("is %q, must be %q", got[1], *k.Equals)
-	case k.Equals == nil && got[0] != got[1]:
-		f.Message = fmt.Sprintf("is %q, was %q", got[1], got[0])
-	default:
-		return nil, nil
-	}
-	return f, nil
+	return verification.Open(ctx, sides, exclusions(a))
+}
+
+// scanning says how this process compares. The old side's fingerprint is kept, so that an entry after a crash does not read
+// it again.
+func (b base) scanning(c step.Call) (verification.Options, error) {
+	kept, err := b.reportFile(c, "old.digest.json")
+	return verification.Options{Spill: b.o.Spill, Kept: kept, Progress: c.Progress}, err
 }
 
 // report writes what people and programs read, with rows in it, and returns the path of the text.
@@ -436,7 +295,7 @@ func evidenceOf(r *fingerprint.Report, findings []database.Finding, report strin
 }
 
 // digest fingerprints one database that nobody writes to. Two digests can be compared when they were made with one seed.
-func (b base) digest(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, seed fingerprint.Seed) (*fingerprint.Digest, error) {
+func (b base) digest(ctx context.Context, c step.Call, p place, db plan.Database, namespace string, seed fingerprint.Seed, key string) (*fingerprint.Digest, error) {
 	s, err := b.open(ctx, p, db, namespace)
 	if err != nil {
 		return nil, err
@@ -446,15 +305,23 @@ func (b base) digest(ctx context.Context, c step.Call, p place, db plan.Database
 	if err != nil {
 		return nil, err
 	}
-	// Compared with itself a catalog has no differences, so that every relation is in the plan.
-	plan, err := fingerprint.NewPlan(catalog, catalog, fingerprint.PlanOptions{})
+	job, ok, err := b.beside(p, db, verification.Much(catalog), namespace)
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.View(ctx)
-	if err != nil {
-		return nil, err
+	if !ok {
+		return verification.Fingerprint(ctx, s, catalog, seed, verification.Options{Progress: c.Progress})
 	}
-	defer quietly(v)
-	return fingerprint.Scan(ctx, v, plan, fingerprint.ScanOptions{Role: fingerprint.Source, Seed: seed, Workers: workers, Progress: b.progress(c, namespace)})
+	job.task.Seed = seed.String()
+	d := &fingerprint.Digest{}
+	return d, job.run(ctx, c, key, verification.FingerprintCommand, d)
+}
+
+// writeWhole writes a file so that a crash leaves the old one, the new one, or none.
+func writeWhole(file string, body []byte) error {
+	part := file + ".part"
+	if err := os.WriteFile(part, body, 0o600); err != nil {
+		return fmt.Errorf("write a report: %w", err)
+	}
+	return os.Rename(part, file)
 }

@@ -1,9 +1,11 @@
-// Package errand is how a command that runs in a Job tells its result: through a Secret that was made for it, empty, and that
-// is the only one it may change. The result is sealed with a key of this one Job, so that nobody else's is believed.
+// Package errand is how a command that runs in a Job is told what to do, and how it tells its result: through Secrets that were
+// made for it, empty, and that are the only ones it may change. The result is sealed with a key of this one Job, so that nobody
+// else's is believed.
 package errand
 
 import (
-	"context"
+	"bytes"
+	"compress/gzip"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -11,35 +13,27 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"io"
+	"slices"
+	"strconv"
 	"strings"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/rest"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 )
 
-// What a Job is told by its environment.
-const (
-	SecretEnv    = "SLUICE_ERRAND_SECRET" // the name of the Secret for its result
-	NamespaceEnv = "SLUICE_ERRAND_NAMESPACE"
-	KeyEnv       = "SLUICE_ERRAND_KEY"
-)
-
-// The fields of the Secret.
+// The fields of a Secret. The head, which is the Secret of the errand's own name, says of how many parts the result is and what
+// all of them together are.
 const (
 	resultField = "result"
 	sealField   = "seal"
+	partsField  = "parts"
+	wholeField  = "whole"
 )
 
-// limit is the size of a result: what etcd takes in one piece without trouble.
+// limit is the size of a part: what etcd takes in one piece without trouble.
 const limit = 256 << 10
 
-// report is what the Secret holds.
+// report is what the parts hold together, compressed.
 type report struct {
 	Result json.RawMessage `json:"result,omitempty"`
 	Error  *failure        `json:"error,omitempty"`
@@ -55,16 +49,27 @@ type failure struct {
 // NewKey returns a key for one Job.
 func NewKey() string { return rand.Text() }
 
-// seal proves that a body was made by whoever has the key, for this Secret.
-func seal(key, secret string, body []byte) string {
-	h := hmac.New(sha256.New, []byte(key))
-	fmt.Fprintf(h, "%d:%s:", len(secret), secret)
-	h.Write(body)
-	return base64.StdEncoding.EncodeToString(h.Sum(nil))
+// Names returns the names of the Secrets of an errand, its head first.
+func Names(head string, parts int) []string {
+	names := []string{head}
+	for i := 1; i < parts; i++ {
+		names = append(names, head+"-"+strconv.Itoa(i))
+	}
+	return names
 }
 
-// Data makes the content of the Secret from a result, or from the error that there is instead.
-func Data(key, secret string, result any, failed error) (map[string][]byte, error) {
+// seal proves that a part was made by whoever has the key, for this Secret, and is of this whole.
+func seal(key, secret, parts, whole string, body []byte) []byte {
+	h := hmac.New(sha256.New, []byte(key))
+	for _, s := range []string{secret, parts, whole} {
+		fmt.Fprintf(h, "%d:%s:", len(s), s)
+	}
+	h.Write(body)
+	return []byte(base64.StdEncoding.EncodeToString(h.Sum(nil)))
+}
+
+// Data makes the content of the Secrets from a result, or from the error that there is instead; at most of as many as there are.
+func Data(key, head string, most int, result any, failed error) ([]map[string][]byte, error) {
 	var r report
 	if failed != nil {
 		f := &failure{Kind: fault.KindOf(failed), Message: failed.Error()}
@@ -79,28 +84,75 @@ func Data(key, secret string, result any, failed error) (map[string][]byte, erro
 		}
 		r.Result = body
 	}
-	body, err := json.Marshal(r)
+	body, err := packed(r)
 	if err != nil {
 		return nil, fmt.Errorf("write the result: %w", err)
 	}
-	if len(body) > limit {
-		return Data(key, secret, nil, fault.Newf(fault.Invalid, "the result has %d KiB, more than the %d KiB that a Secret is given", len(body)>>10, limit>>10))
+	if len(body) > most*limit {
+		if failed != nil {
+			return nil, fault.Newf(fault.Invalid, "the failure has %d KiB, more than its Secrets are given: %.1000s", len(body)>>10, failed.Error())
+		}
+		return Data(key, head, most, nil, fault.Newf(fault.Invalid, "the result has %d KiB, more than the %d KiB that its Secrets are given", len(body)>>10, most*limit>>10))
 	}
-	return map[string][]byte{resultField: body, sealField: []byte(seal(key, secret, body))}, nil
+	pieces := slices.Collect(slices.Chunk(body, limit))
+	whole, parts := fmt.Sprintf("%x", sha256.Sum256(body)), strconv.Itoa(len(pieces))
+	var out []map[string][]byte
+	for i, name := range Names(head, len(pieces)) {
+		out = append(out, map[string][]byte{resultField: pieces[i], sealField: seal(key, name, parts, whole, pieces[i])})
+	}
+	out[0][partsField], out[0][wholeField] = []byte(parts), []byte(whole)
+	return out, nil
 }
 
-// Read returns the result in a Secret's content. There is none yet where told is false.
-func Read(key, secret string, data map[string][]byte) (result json.RawMessage, told bool, err error) {
-	body := data[resultField]
-	if len(body) == 0 {
+func packed(r report) ([]byte, error) {
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	err := json.NewEncoder(z).Encode(r)
+	if err == nil {
+		err = z.Close()
+	}
+	return out.Bytes(), err
+}
+
+// Read returns the result that the head and the parts that it names hold. Where told is false there is none yet, or the error is
+// that a part could not be had.
+func Read(key, head string, data map[string][]byte, part func(secret string) (map[string][]byte, error)) (result json.RawMessage, told bool, err error) {
+	if len(data[resultField]) == 0 {
 		return nil, false, nil
 	}
-	if !hmac.Equal([]byte(seal(key, secret, body)), data[sealField]) {
-		return nil, true, fault.Newf(fault.Denied, "the result in Secret %s was not written by the Job that it was made for", secret)
+	parts, whole := string(data[partsField]), string(data[wholeField])
+	n, err := strconv.Atoi(parts)
+	if err != nil {
+		return nil, true, fault.WithRemedy(fault.Newf(fault.Lost, "the result in Secret %s does not say of how many parts it is", head),
+			"use the image of the same version of Sluice as jobs.image of the account")
 	}
-	var r report
-	if err := json.Unmarshal(body, &r); err != nil {
-		return nil, true, fault.Newf(fault.Lost, "the result in Secret %s cannot be read: %w", secret, err)
+	var body []byte
+	take := func(name string, content map[string][]byte) error {
+		piece := content[resultField]
+		if len(piece) == 0 {
+			return fault.Newf(fault.Lost, "a part of the result is missing: Secret %s is empty", name)
+		}
+		if !hmac.Equal(seal(key, name, parts, whole, piece), content[sealField]) {
+			return fault.Newf(fault.Denied, "the result in Secret %s was not written by the Job that it was made for, or not all of it", name)
+		}
+		body = append(body, piece...)
+		return nil
+	}
+	if err := take(head, data); err != nil {
+		return nil, true, err
+	}
+	for _, name := range Names(head, n)[1:] {
+		content, err := part(name)
+		if err != nil {
+			return nil, false, err
+		}
+		if err := take(name, content); err != nil {
+			return nil, true, err
+		}
+	}
+	r, err := unpacked(body)
+	if err != nil {
+		return nil, true, fault.Newf(fault.Lost, "the result in Secret %s cannot be read: %w", head, err)
 	}
 	if f := r.Error; f != nil {
 		err := error(&fault.Error{Kind: f.Kind, Remedy: f.Remedy, Err: errors.New(f.Message)})
@@ -109,31 +161,14 @@ func Read(key, secret string, data map[string][]byte) (result json.RawMessage, t
 	return r.Result, true, nil
 }
 
-// Report writes the result of the errand that this process runs, or its error, to where the environment says.
-func Report(ctx context.Context, result any, failed error) error {
-	secret, namespace, key := os.Getenv(SecretEnv), os.Getenv(NamespaceEnv), os.Getenv(KeyEnv)
-	if secret == "" || namespace == "" || key == "" {
-		return fault.WithRemedy(fault.Newf(fault.Invalid, "errands are run by Sluice's Jobs, and this process is in none"), "%s, %s and %s are not set", SecretEnv, NamespaceEnv, KeyEnv)
-	}
-	data, err := Data(key, secret, result, failed)
+func unpacked(body []byte) (r report, err error) {
+	z, err := gzip.NewReader(bytes.NewReader(body))
 	if err != nil {
-		return err
+		return r, err
 	}
-	patch, err := json.Marshal(map[string]any{"data": data})
+	text, err := io.ReadAll(z)
 	if err != nil {
-		return err
+		return r, err
 	}
-	config, err := rest.InClusterConfig()
-	if err != nil {
-		return fmt.Errorf("reach the cluster from its pod: %w", err)
-	}
-	client, err := dynamic.NewForConfig(config)
-	if err != nil {
-		return fmt.Errorf("reach the cluster from its pod: %w", err)
-	}
-	secrets := client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(namespace)
-	if _, err := secrets.Patch(ctx, secret, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "sluice-errand"}); err != nil {
-		return fmt.Errorf("write the result into Secret %s/%s: %w", namespace, secret, err)
-	}
-	return nil
+	return r, json.Unmarshal(text, &r)
 }
