@@ -36,17 +36,28 @@ type story struct {
 	read          int       // of the customers' log
 }
 
-// newStory has production serve the shop, with the customers' orders in a ledger outside of it.
-func newStory(t *testing.T) *story {
-	st := &story{hooks: newReceiver(t), name: "story-" + strings.ToLower(rand.Text()[:6])}
+// openShop has production serve the shop, with the customers' orders in a ledger outside of it.
+func openShop(t *testing.T, name string) *story {
+	st := &story{hooks: newReceiver(t), name: name + "-" + strings.ToLower(rand.Text()[:6])}
 	st.site = newSite(t, "accounts: {local: {kind: local}}\n")
 	st.prod, st.staging = newShopCluster(t, "prod", "LAB_KUBECONFIG", st.name), newShopCluster(t, "staging", "LAB_KUBECONFIG_STAGING", st.name)
+	st.prod.apply("shop", st.shipped("database.yaml", "ferretdb:1.17")+"\n---\n"+st.shipped("shop.yaml", "shop:1"))
+	st.prod.apply("prometheus", st.shipped("prometheus.yaml", ""))
+	st.shop("seed", "--database", st.database(st.prod), "--ledger", st.path("ledger"), "--orders", fmt.Sprint(orders))
+	if said := st.begin("shop", "load", "--url", "http://"+st.prod.address("web"), "--ledger", st.path("ledger"), "--log", st.path("requests")); said != "load begins" {
+		t.Fatalf("the customers say %q", said)
+	}
+	return st
+}
+
+// newStory opens the shop, and has staging as it was last week.
+func newStory(t *testing.T) *story {
+	st := openShop(t, "story")
 	st.prod.apply("stork", st.file("story/stork.yaml"))
+	st.staging.apply("shop", st.shipped("database.yaml", "ferretdb:1.17")+"\n---\n"+st.shipped("shop.yaml", "shop:1"))
 	for _, c := range []*shopCluster{st.prod, st.staging} {
-		c.apply("shop", st.shipped("database.yaml", "ferretdb:1.17")+"\n---\n"+st.shipped("shop.yaml", "shop:1"))
 		c.apply("hook", st.file("story/hook.yaml"))
 	}
-	st.prod.apply("prometheus", st.shipped("prometheus.yaml", ""))
 	(&stork{t: t, from: st.prod, to: st.staging, cut: st.keepLedger}).start()
 	st.env = append(st.env, "HOOK_PRODUCTION=http://"+st.prod.address("cmd-hook"), "HOOK_STAGING=http://"+st.staging.address("cmd-hook"), "TESTS="+st.hooks.URL)
 	st.write("sluice.yaml", fmt.Sprintf(`
@@ -62,10 +73,6 @@ secrets:
 server: {listen: "%s:0"}   # pods call back
 `, st.prod.file, st.staging.file, st.prod.address("prometheus"), st.prod.host))
 	st.write("deploy.yaml", st.file("story/deploy.yaml"))
-	st.shop("seed", "--database", st.database(st.prod), "--ledger", st.path("ledger"), "--orders", fmt.Sprint(orders))
-	if said := st.begin("shop", "load", "--url", "http://"+st.prod.address("web"), "--ledger", st.path("ledger"), "--log", st.path("requests")); said != "load begins" {
-		t.Fatalf("the customers say %q", said)
-	}
 	st.hooks.on("/tests", st.test)
 	return st
 }
@@ -114,13 +121,19 @@ func (st *story) shop(args ...string) []byte {
 func (st *story) deliver(shop, migration string, args ...string) string {
 	st.t.Helper()
 	st.write("manifests/copy.yaml", st.file("story/copy.yaml"))
-	st.write("manifests/database.yaml", st.shipped("database.yaml", "ferretdb:1.24"))
-	st.write("manifests/shop.yaml", st.shipped("shop.yaml", shop))
 	// A Job's template never changes, so each commit names its own. In production the database restarts while it runs, for
 	// the dialect applies both at once: a try that hangs on the old pod's address is given up.
-	st.write("manifests/migration.yaml", strings.NewReplacer("{name: migrate}", fmt.Sprintf("{name: migrate-%s}", strings.ToLower(rand.Text()[:6])),
+	st.checkOut(shop, strings.NewReplacer("{name: migrate}", fmt.Sprintf("{name: migrate-%s}", strings.ToLower(rand.Text()[:6])),
 		"backoffLimit: 0", "backoffLimit: 4", "restartPolicy: Never", "restartPolicy: Never\n      activeDeadlineSeconds: 15").Replace(st.shipped("migration.yaml", migration)))
 	return st.start(st.path("deploy.yaml"), args...)
+}
+
+// checkOut puts the manifests of a release where the deploy file looks for them.
+func (st *story) checkOut(shop, migration string) {
+	st.t.Helper()
+	st.write("manifests/database.yaml", st.shipped("database.yaml", "ferretdb:1.24"))
+	st.write("manifests/shop.yaml", st.shipped("shop.yaml", shop))
+	st.write("manifests/migration.yaml", migration)
 }
 
 // checked is what the shop's checker found: it reads a database with the plain driver and holds it against a ledger.
