@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -207,7 +208,7 @@ func (s *stages) all(ctx context.Context, stage string, count int, within time.D
 	defer cancel()
 	for {
 		s.mu.Lock()
-		at := s.at[stage]
+		at := maps.Clone(s.at[stage])
 		n := len(at)
 		s.mu.Unlock()
 		if n >= count {

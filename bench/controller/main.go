@@ -145,6 +145,8 @@ func measure(ctx context.Context, o options) (missed bool, err error) {
 		if found[n].took, err = sides[n].proceed(ctx); err != nil {
 			return false, fmt.Errorf("%s: %w", n, err)
 		}
+		fmt.Fprintf(o.out, "%s: %d went on, p50 %s, p99 %s\n", n, o.count, percentile(found[n].took, 50).Round(time.Millisecond),
+			percentile(found[n].took, 99).Round(time.Millisecond))
 		if found[n].after, found[n].peak, err = programs[n].memory(); err != nil {
 			return false, err
 		}

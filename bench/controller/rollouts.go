@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,8 +20,10 @@ import (
 type rollouts struct {
 	o options
 	cluster
-	follows *stages
+	follows, pods *stages
 }
+
+func podKind() schema.GroupVersionResource { return resource("", "v1", "pods") }
 
 func rolloutKind() schema.GroupVersionResource {
 	return resource("argoproj.io", "v1alpha1", "rollouts")
@@ -41,6 +45,7 @@ func (r *rollouts) install(ctx context.Context) (*program, error) {
 		return nil, err
 	}
 	r.follows = r.follow(ctx, rolloutKind(), namespace("rollouts"), rolloutStage)
+	r.pods = r.cluster.follow(ctx, podKind(), namespace("rollouts"), func(*unstructured.Unstructured) []string { return []string{"made"} })
 	return start(r.o.dir, "rollouts", r.o.rollouts, "--kubeconfig", kubeconfig, "--namespace", namespace("rollouts"), "--namespaced",
 		"--metricsport", "18090", "--healthzPort", "18091", "--loglevel", "warn")
 }
@@ -70,8 +75,9 @@ func rolloutStage(o *unstructured.Unstructured) []string {
 	return out
 }
 
-// fill makes Rollouts without pods, as no machine has room for so many, and gives each a second version, whose canary is
-// paused by its first step.
+// fill makes Rollouts with one pod each, and gives each a second version, whose canary is paused by its first step. No node
+// here has room for so many pods, and without any the steps of a canary are skipped: so no scheduler sees the pods, and their
+// status is written here as a kubelet would write it.
 func (r *rollouts) fill(ctx context.Context) error {
 	err := each(ctx, r.o.count, 64, func(ctx context.Context, i int) error {
 		_, err := r.make(ctx, rolloutKind(), namespace("rollouts"), `
@@ -79,16 +85,19 @@ apiVersion: argoproj.io/v1alpha1
 kind: Rollout
 metadata: {name: `+name(i)+`}
 spec:
-  replicas: 0
+  replicas: 1
   selector: {matchLabels: {app: `+name(i)+`}}
   strategy: {canary: {steps: [{pause: {}}, {pause: {}}, {pause: {}}]}}
   template:
     metadata: {labels: {app: `+name(i)+`}, annotations: {version: "1"}}
-    spec: {containers: [{name: web, image: "lab/tool:1", args: [pause]}]}
+    spec: {schedulerName: nobody, containers: [{name: web, image: "lab/tool:1", args: [pause]}]}
 `)
 		return err
 	})
 	if err != nil {
+		return err
+	}
+	if err := r.ready(ctx); err != nil {
 		return err
 	}
 	if _, err := r.follows.all(ctx, "healthy 1", r.o.count, 10*time.Minute); err != nil {
@@ -104,6 +113,21 @@ spec:
 	}
 	_, err = r.follows.all(ctx, "paused at 0", r.o.count, 10*time.Minute)
 	return err
+}
+
+// ready says of every pod that it is.
+func (r *rollouts) ready(ctx context.Context) error {
+	made, err := r.pods.all(ctx, "made", r.o.count, 10*time.Minute)
+	if err != nil {
+		return err
+	}
+	names := slices.Collect(maps.Keys(made))
+	in := r.Resource(podKind()).Namespace(namespace("rollouts"))
+	return each(ctx, len(names), 64, func(ctx context.Context, i int) error {
+		_, err := in.Patch(ctx, names[i], types.StrategicMergePatchType, []byte(`{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}`),
+			metav1.PatchOptions{}, "status")
+		return err
+	})
 }
 
 // proceed promotes all Rollouts at once, as kubectl argo rollouts promote does.
