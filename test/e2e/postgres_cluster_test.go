@@ -510,7 +510,7 @@ func TestPostgresStoryOnClusters(t *testing.T) {
 		d := p.ended(p.deliver(pgDatabase("postgres:15"), pgWeb("2"),
 			migration("UPDATE orders SET total = total + 1 WHERE id IN (-17, -42); UPDATE orders SET note = NULL WHERE id = -1999; DELETE FROM orders WHERE id = -99")), "FAILED")
 		p.t.Log(d)
-		says(p.t, d.step("staging/after/1-verifyData").Message, "4 rows of postgres.public.orders differ")
+		says(p.t, d.step("staging/after/1/1-verifyData").Message, "4 rows of postgres.public.orders differ")
 		report := p.report(d.ID, "verifyData")
 		says(p.t, report, "-17", "-42", "-1999", "-99", "total", "note", "missing")
 		if d.target("production") != "CANCELLED" {
