@@ -202,9 +202,12 @@ func (c cluster) follow(ctx context.Context, kind schema.GroupVersionResource, n
 	return s
 }
 
+// stageWithin is how long all objects together may take to a stage.
+const stageWithin = 10 * time.Minute
+
 // all waits until so many objects have reached a stage and returns when each did.
-func (s *stages) all(ctx context.Context, stage string, count int, within time.Duration) (map[string]time.Time, error) {
-	limited, cancel := context.WithTimeout(ctx, within)
+func (s *stages) all(ctx context.Context, stage string, count int) (map[string]time.Time, error) {
+	limited, cancel := context.WithTimeout(ctx, stageWithin)
 	defer cancel()
 	for {
 		s.mu.Lock()
@@ -217,7 +220,7 @@ func (s *stages) all(ctx context.Context, stage string, count int, within time.D
 		select {
 		case <-s.moved:
 		case <-limited.Done():
-			return nil, fmt.Errorf("%d of %d are at %q after %s", n, count, stage, within)
+			return nil, fmt.Errorf("%d of %d are at %q after %s", n, count, stage, stageWithin)
 		}
 	}
 }

@@ -100,7 +100,7 @@ spec:
 	if err := r.ready(ctx); err != nil {
 		return err
 	}
-	if _, err := r.follows.all(ctx, "healthy 1", r.o.count, 10*time.Minute); err != nil {
+	if _, err := r.follows.all(ctx, "healthy 1", r.o.count); err != nil {
 		return err
 	}
 	in := r.Resource(rolloutKind()).Namespace(namespace("rollouts"))
@@ -111,13 +111,13 @@ spec:
 	if err != nil {
 		return err
 	}
-	_, err = r.follows.all(ctx, "paused at 0", r.o.count, 10*time.Minute)
+	_, err = r.follows.all(ctx, "paused at 0", r.o.count)
 	return err
 }
 
 // ready says of every pod that it is.
 func (r *rollouts) ready(ctx context.Context) error {
-	made, err := r.pods.all(ctx, "made", r.o.count, 10*time.Minute)
+	made, err := r.pods.all(ctx, "made", r.o.count)
 	if err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func (s *sluice) fill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.follows.all(ctx, approvalStep, s.o.count, 10*time.Minute)
+	_, err = s.follows.all(ctx, approvalStep, s.o.count)
 	return err
 }
 
@@ -167,7 +167,7 @@ func together(ctx context.Context, count int, do func(context.Context, int) erro
 	if err != nil {
 		return nil, err
 	}
-	at, err := of.all(ctx, stage, count, 10*time.Minute)
+	at, err := of.all(ctx, stage, count)
 	if err != nil {
 		return nil, err
 	}

@@ -2,17 +2,22 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/config"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 )
+
+// renderWithin is how long a folder may take. Nothing is fetched, so only a chart that never ends takes longer.
+const renderWithin = time.Minute
 
 // render has the companion program render a folder. The libraries of kustomize and Helm are larger than all of this program.
 func render(folder, namespace string) ([]manifest.Rendered, error) {
@@ -21,10 +26,15 @@ func render(folder, namespace string) ([]manifest.Rendered, error) {
 		args = []string{"--namespace", namespace, "--", folder}
 	}
 	program := config.Companion("/render")
-	cmd := exec.Command(program, args...)
+	ctx, cancel := context.WithTimeout(context.Background(), renderWithin)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
+	if ctx.Err() != nil {
+		return nil, fault.Newf(fault.Invalid, "%s was not rendered within %s", folder, renderWithin)
+	}
 	if _, ended := errors.AsType[*exec.ExitError](err); ended {
 		return nil, fault.Newf(fault.Invalid, "%s", strings.TrimSpace(errs.String()))
 	}

@@ -32,7 +32,7 @@ func (p *Platform) routed(ctx context.Context, e *entry, stable *unstructured.Un
 	}
 	for _, m := range opts.Meshes {
 		if m.TrafficSplit != "" {
-			err = p.splitBySMI(ctx, e, stable, m, leads, opts.Delivery)
+			err = p.splitBySMI(ctx, e, m, leads, opts.Delivery)
 		} else {
 			err = p.splitByIstio(ctx, e, stable, m, leads)
 		}
@@ -109,7 +109,7 @@ func (p *Platform) splitByIstio(ctx context.Context, e *entry, stable *unstructu
 }
 
 // splitBySMI notes a TrafficSplit, as it is or as it is to be made.
-func (p *Platform) splitBySMI(ctx context.Context, e *entry, stable *unstructured.Unstructured, m platform.Mesh, leads func(string) bool, delivery string) error {
+func (p *Platform) splitBySMI(ctx context.Context, e *entry, m platform.Mesh, leads func(string) bool, delivery string) error {
 	if !leads(m.RootService) {
 		return nil
 	}
