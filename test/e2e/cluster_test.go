@@ -423,8 +423,14 @@ data: {databases: [{name: orders, engine: mongodb, target: prod, workload: state
 
 // web are the manifests of an application at a version, as an inline of a deploy file.
 func web(version string) string {
-	return strings.ReplaceAll(fmt.Sprintf(`
----
+	return strings.ReplaceAll("\n---"+manifests(1, version, tool), "\n", "\n      ")
+}
+
+const tool = "lab/tool:1"
+
+// manifests are an application at a version, from an image.
+func manifests(replicas int, version, image string) string {
+	return fmt.Sprintf(`
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -434,15 +440,15 @@ apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
 spec:
-  replicas: 1
+  replicas: %d
   selector: {matchLabels: {app: web}}
   template:
     metadata: {labels: {app: web}}
     spec:
       terminationGracePeriodSeconds: 2
       containers:
-      - {name: web, image: "lab/tool:1", args: [http, %q], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}
-`, version), "\n", "\n      ")
+      - {name: web, image: %q, args: [http, %q], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}
+`, replicas, image, version)
 }
 
 // upgrading writes a deploy file that rehearses an upgrade of production's database in staging and then does it, with a canary

@@ -90,31 +90,6 @@ func (k *faulty) kubectl(in string, args ...string) string {
 	return string(out)
 }
 
-// manifests are the application at a version, from an image.
-func manifests(version, image string) string {
-	return strings.NewReplacer("VERSION", version, "IMAGE", image).Replace(`
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - {name: web, image: "IMAGE", args: [http, "VERSION"], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}
-`)
-}
-
-const tool = "lab/tool:1"
-
 // deliver starts a delivery of a version: half of it, a person is asked, and then all of it.
 func (k *faulty) deliver(version, image string, args ...string) string {
 	k.t.Helper()
@@ -123,7 +98,7 @@ application: %[1]s
 targets: {prod: {account: %[1]s, namespace: %[1]s, strategy: asking}}
 strategies: {asking: {canary: {steps: [{setWeight: {weight: 50}}, {pause: {untilApproved: true}}]}}}
 manifests:
-  - inline: |%[2]s`, k.name, strings.ReplaceAll(manifests(version, image), "\n", "\n      "))), args...)
+  - inline: |%[2]s`, k.name, strings.ReplaceAll(manifests(2, version, image), "\n", "\n      "))), args...)
 }
 
 // ended waits until a delivery has ended and is cleaned up, and holds how.
@@ -204,7 +179,7 @@ func (k *faulty) serve(versions ...string) {
 // conflict has another manager own what the delivery changes.
 func (k *faulty) conflict() {
 	k.kubectl("", "create", "namespace", k.name)
-	k.kubectl(manifests("one", tool), "apply", "--server-side", "--field-manager=argocd-controller", "-f", "-")
+	k.kubectl(manifests(2, "one", tool), "apply", "--server-side", "--field-manager=argocd-controller", "-f", "-")
 	k.kubectl("", "rollout", "status", "deployment/web", "--timeout=2m")
 	d := k.ended(k.deliver("two", tool), "FAILED")
 	says(k.t, d.Reason, "argocd-controller", "args", "one", "two")

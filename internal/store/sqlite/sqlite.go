@@ -180,10 +180,10 @@ func replaceQueued(ctx context.Context, tx *sql.Tx, spec delivery.Spec) (string,
 const columns = "SELECT id, spec, status, revision FROM deliveries "
 
 // scan reads one delivery.
-func (s *Store) scan(row interface{ Scan(...any) error }) (store.Delivery, error) {
+func (s *Store) scan(r row) (store.Delivery, error) {
 	var d store.Delivery
 	var id, spec, status string
-	if err := row.Scan(&id, &spec, &status, &d.Revision); err != nil {
+	if err := r.Scan(&id, &spec, &status, &d.Revision); err != nil {
 		return d, err
 	}
 	if err := json.Unmarshal([]byte(status), &d.Status); err != nil {
@@ -328,7 +328,14 @@ func (s *Store) Watch(ctx context.Context) (<-chan store.Event, error) { return 
 
 // List implements store.Lister.
 func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
-	q := columns
+	return listed(ctx, s, columns, open, s.scan)
+}
+
+// row is one row of an answer, or the only one.
+type row interface{ Scan(into ...any) error }
+
+// listed reads the deliveries, the newest first, or only those that have not ended.
+func listed[T any](ctx context.Context, s *Store, q string, open bool, scan func(row) (T, error)) ([]T, error) {
 	if open {
 		q += "WHERE done = 0 "
 	}
@@ -337,23 +344,28 @@ func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }() // what it could say, rows.Err says
-	var all []store.Delivery
+	var all []T
 	for rows.Next() {
-		d, err := s.scan(rows)
+		one, err := scan(rows)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, d)
+		all = append(all, one)
 	}
 	return all, rows.Err()
 }
 
 const heads = "SELECT id, application, state, done FROM deliveries "
 
+func scanHead(r row) (store.Head, error) {
+	var h store.Head
+	err := r.Scan(&h.ID, &h.Application, &h.State, &h.Done)
+	return h, err
+}
+
 // Head implements store.Lister.
 func (s *Store) Head(ctx context.Context, id string) (store.Head, error) {
-	var h store.Head
-	err := s.read.QueryRowContext(ctx, heads+"WHERE id = ?", id).Scan(&h.ID, &h.Application, &h.State, &h.Done)
+	h, err := scanHead(s.read.QueryRowContext(ctx, heads+"WHERE id = ?", id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return h, fault.Newf(fault.NotFound, "there is no delivery %q", id)
 	}
@@ -362,24 +374,7 @@ func (s *Store) Head(ctx context.Context, id string) (store.Head, error) {
 
 // Heads implements store.Lister.
 func (s *Store) Heads(ctx context.Context, open bool) ([]store.Head, error) {
-	q := heads
-	if open {
-		q += "WHERE done = 0 "
-	}
-	rows, err := s.read.QueryContext(ctx, q+"ORDER BY created DESC, id")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // what it could say, rows.Err says
-	var all []store.Head
-	for rows.Next() {
-		var h store.Head
-		if err := rows.Scan(&h.ID, &h.Application, &h.State, &h.Done); err != nil {
-			return nil, err
-		}
-		all = append(all, h)
-	}
-	return all, rows.Err()
+	return listed(ctx, s, heads, open, scanHead)
 }
 
 func appendJournal(ctx context.Context, tx *sql.Tx, id string, records []store.Record) error {
