@@ -319,6 +319,8 @@ func (n *node) setWeight(c call) (answer, error) {
 				cn.Weight = c.N
 			}
 		}
+		// Whoever is told that the weight is set may count on it: the next request is shared by it.
+		n.routes()
 		return nil
 	})
 }

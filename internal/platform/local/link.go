@@ -37,16 +37,17 @@ func (s *service) forward(c net.Conn, p servicePort) {
 	defer c.Close()
 	s.track(c, true)
 	defer s.track(c, false)
-	ctx, tried := context.Background(), map[*pod]bool{}
+	ctx, failed := context.Background(), tried{}
 	for {
-		pd, err := s.choose(ctx, tried)
+		pd, err := s.choose(ctx, failed)
 		if err != nil {
 			return
 		}
+		run := pd.now().runs
 		to, err := (&net.Dialer{Timeout: reached}).DialContext(ctx, "tcp", net.JoinHostPort(pd.address, strconv.Itoa(portOf(pd.container, p.target))))
 		if err != nil {
 			pd.release()
-			tried[pd] = true
+			failed[pd] = run
 			continue
 		}
 		s.counters.connection(s.ref, pd)

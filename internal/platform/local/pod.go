@@ -44,6 +44,7 @@ type pod struct {
 	ended    bool // no process, and none will be started
 	code     int
 	restarts int
+	runs     int // processes that have ended
 	reason   string
 	inflight int // requests of HTTP
 	quiet    int // open connections of other protocols on which nothing is under way
@@ -90,6 +91,7 @@ func (p *pod) run(ctx context.Context, adopted *process) {
 			back = firstBackoff
 		}
 		p.set(func() {
+			p.runs++
 			if p.ready, p.restarts = false, p.restarts+1; well {
 				p.restarts = 1
 			}
@@ -273,13 +275,14 @@ type snapshot struct {
 	ready, ended bool
 	code         int
 	restarts     int
+	runs         int
 	reason       string
 }
 
 func (p *pod) now() snapshot {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return snapshot{p.ready, p.ended, p.code, p.restarts, p.reason}
+	return snapshot{p.ready, p.ended, p.code, p.restarts, p.runs, p.reason}
 }
 
 // where returns the pod's track.

@@ -285,9 +285,17 @@ func (s *service) where() string {
 
 var errNoPod = errors.New("no pod of the Service is ready")
 
+// tried are pods that could not be reached, with which of their processes it was: the next one is worth another try.
+type tried map[*pod]int
+
+func (t tried) has(p *pod, run int) bool {
+	n, ok := t[p]
+	return ok && n == run
+}
+
 // choose waits until the Service is open and a pod is ready, and counts the caller in. The share of the canary is exact:
 // credit is carried from one choice to the next.
-func (s *service) choose(ctx context.Context, not map[*pod]bool) (*pod, error) {
+func (s *service) choose(ctx context.Context, not tried) (*pod, error) {
 	wake := func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -321,15 +329,19 @@ func (s *service) choose(ctx context.Context, not map[*pod]bool) (*pod, error) {
 	}
 }
 
-func (s *service) pick(not map[*pod]bool) *pod {
-	by := map[platform.Track][]*pod{}
+func (s *service) pick(not tried) *pod {
+	by, canary := map[platform.Track][]*pod{}, false
 	for _, p := range s.pods {
-		if !not[p] && p.now().ready {
-			by[p.track] = append(by[p.track], p)
+		canary = canary || p.where() == platform.Canary
+		if now := p.now(); now.ready && !not.has(p, now.runs) {
+			by[p.where()] = append(by[p.where()], p)
 		}
 	}
 	track := platform.Stable
 	switch {
+	case canary && s.weight >= 100:
+		// Nothing goes back to the old version by itself, not even while the new one is not ready.
+		track = platform.Canary
 	case len(by[platform.Canary]) == 0 || s.weight == 0:
 	case len(by[platform.Stable]) == 0:
 		track = platform.Canary
@@ -405,24 +417,25 @@ type roundTripper struct {
 
 func (t *roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	c := r.Context().Value(chosenKey{}).(*chosen)
-	tried := map[*pod]bool{}
+	failed := tried{}
 	if r.Body != nil {
 		// A transport closes the body when it cannot connect, and the next pod still needs it.
 		r = r.Clone(r.Context())
 		r.Body = io.NopCloser(r.Body)
 	}
 	for {
-		p, err := t.s.choose(r.Context(), tried)
+		p, err := t.s.choose(r.Context(), failed)
 		if err != nil {
 			return nil, err
 		}
 		c.pod = p
+		run := p.now().runs
 		r.URL = &url.URL{Scheme: "http", Host: net.JoinHostPort(p.address, strconv.Itoa(portOf(p.container, t.s.port(t.port).target))), Path: r.URL.Path,
 			RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
 		resp, err := t.inner.RoundTrip(r)
 		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
 			p.release()
-			c.pod, tried[p] = nil, true
+			c.pod, failed[p] = nil, run
 			continue
 		}
 		return resp, err

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -127,11 +128,9 @@ func TestFenced(t *testing.T) {
 	p.until(t, ref("StatefulSet", "echo"), "stopped", func(s platform.State) bool { return s.Stopped })
 }
 
-// TestUnnamedPort: a port without a name carries HTTP request by request where its pods are probed by HTTP, so that the
-// share of a canary is one of requests even over one connection.
-func TestUnnamedPort(t *testing.T) {
-	t.Parallel()
-	p := connect(t)
+// beside has a Deployment whose versions "one" and "two" run side by side, the new one without traffic.
+func (p *Platform) beside(t *testing.T) manifest.Ref {
+	t.Helper()
 	p.put(t, "a", fmt.Sprintf(web, 1, "one"))
 	d := ref("Deployment", "web")
 	p.until(t, d, "ready", isReady)
@@ -141,6 +140,15 @@ func TestUnnamedPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.until(t, d, "ready with the canary", func(s platform.State) bool { return s.Ready && s.Replicas == 2 })
+	return d
+}
+
+// TestUnnamedPort: a port without a name carries HTTP request by request where its pods are probed by HTTP, so that the
+// share of a canary is one of requests even over one connection.
+func TestUnnamedPort(t *testing.T) {
+	t.Parallel()
+	p := connect(t)
+	d := p.beside(t)
 	if err := p.SetWeight(t.Context(), "w", []manifest.Ref{d}, 25); err != nil {
 		t.Fatal(err)
 	}
@@ -177,6 +185,68 @@ func TestUnnamedPort(t *testing.T) {
 		t.Errorf("of 100 requests the canary got %d", two)
 	}
 	p.counted(t)
+}
+
+// TestWeightInForce: once a weight is told to be set the next request is shared by it, and where the new version has all of
+// the traffic nothing goes to the old one, not even while no pod of the new one is ready.
+func TestWeightInForce(t *testing.T) {
+	t.Parallel()
+	p := connect(t)
+	d := p.beside(t)
+	at, err := p.Address(t.Context(), ref("Service", "web"), "80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(n int, weight int, want string) {
+		t.Helper()
+		if err := p.SetWeight(t.Context(), fmt.Sprintf("w%d", n), []manifest.Ref{d}, weight); err != nil {
+			t.Fatal(err)
+		}
+		if got := get(t, at); !strings.HasPrefix(got, want) {
+			t.Fatalf("after the weight %d, the %d. that was set, %q answers", weight, n, got)
+		}
+	}
+	for n := 0; n < 100; n += 2 {
+		of(n, 100, "two")
+		of(n+1, 0, "one")
+	}
+	of(100, 100, "two")
+	pid := 0
+	if _, err := fmt.Sscan(strings.TrimPrefix(get(t, at), "two "), &pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(within); ; {
+		got, next := get(t, at), 0
+		if strings.HasPrefix(got, "one") {
+			t.Fatal("while the new version restarted the old one answered")
+		}
+		// What the process that was killed had accepted has failed with it.
+		if _, err := fmt.Sscan(strings.TrimPrefix(got, "two "), &next); err == nil && next != pid {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the new version does not come back: %q", got)
+		}
+	}
+}
+
+// get asks over a connection of its own.
+func get(t *testing.T, at string) string {
+	t.Helper()
+	client := &http.Client{Timeout: within, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
 }
 
 // counted checks the counters of the requests before: by track, with codes and latencies.
