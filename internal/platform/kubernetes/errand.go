@@ -64,10 +64,14 @@ func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) (json
 		return nil, err
 	}
 	result, told, err := w.await(ctx)
-	if !told && (ctx.Err() != nil || fault.Is(err, fault.Transient)) {
+	switch {
+	case told:
+		// What it tells is the last that it does, so nobody has to wait for the end of its pod.
+		return result, errors.Join(err, w.delete(ctx))
+	case ctx.Err() != nil || fault.Is(err, fault.Transient):
 		return nil, err // it goes on without us, and is found by its name
 	}
-	return result, errors.Join(err, w.clear(ctx))
+	return nil, errors.Join(err, w.clear(ctx))
 }
 
 // End implements platform.Runner. What belongs to the Jobs goes with them.
@@ -320,16 +324,22 @@ func (w *work) last(ctx context.Context, s platform.State) (json.RawMessage, boo
 	return nil, true, err
 }
 
-// clear deletes what prepare made, and waits until no pod of it is left: a claim that a pod mounts can be neither copied nor
-// given to another.
+// clear deletes what prepare made, and waits until no pod of it is left.
 func (w *work) clear(ctx context.Context) error {
+	if err := w.delete(ctx); err != nil {
+		return err
+	}
+	return w.gone(ctx)
+}
+
+// delete deletes what prepare made, the pods too: who is about to take a claim away sees that they are going.
+func (w *work) delete(ctx context.Context) error {
 	policy := metav1.DeletePropagationForeground
 	err := w.p.dynamic.Resource(jobs()).Namespace(w.e.Namespace).Delete(ctx, w.name, metav1.DeleteOptions{PropagationPolicy: &policy})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return failed(err, "delete Job %s/%s", w.e.Namespace, w.name)
 	}
 	g, within := errgroup.WithContext(ctx)
-	g.Go(func() error { return w.gone(within) })
 	remove := func(r schema.GroupVersionResource, name string) {
 		g.Go(func() error {
 			err := w.p.dynamic.Resource(r).Namespace(w.e.Namespace).Delete(within, name, metav1.DeleteOptions{})
@@ -342,19 +352,20 @@ func (w *work) clear(ctx context.Context) error {
 	for _, r := range []schema.GroupVersionResource{roleBindings(), roles(), serviceAccounts(), networkPolicies()} {
 		remove(r, w.name)
 	}
-	g.Go(func() error {
-		in := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace)
-		all, err := in.List(within, metav1.ListOptions{LabelSelector: madeFor(w.e.Delivery)})
-		if err != nil {
-			return failed(err, "list the Secrets of namespace %s", w.e.Namespace)
-		}
-		for _, s := range all.Items {
-			if strings.HasPrefix(s.GetName(), w.name) {
-				remove(secrets(), s.GetName())
+	for _, r := range []schema.GroupVersionResource{secrets(), pods()} {
+		g.Go(func() error {
+			all, err := w.p.dynamic.Resource(r).Namespace(w.e.Namespace).List(within, metav1.ListOptions{LabelSelector: madeFor(w.e.Delivery)})
+			if err != nil {
+				return failed(err, "list the %s of namespace %s", r.Resource, w.e.Namespace)
 			}
-		}
-		return nil
-	})
+			for _, o := range all.Items {
+				if strings.HasPrefix(o.GetName(), w.name) {
+					remove(r, o.GetName())
+				}
+			}
+			return nil
+		})
+	}
 	return g.Wait()
 }
 

@@ -286,7 +286,8 @@ func eventNamespace(o object) string {
 	return o.GetNamespace()
 }
 
-// unused refuses where a pod mounts the claim: its volume must not be taken from under it.
+// unused refuses where a pod mounts the claim: its volume must not be taken from under it. A pod that has ended mounts nothing any
+// more, and one that is ending is waited for.
 func (c cluster) unused(ctx context.Context, namespace, claim string) error {
 	all, err := c.list(ctx, pods(), namespace, "")
 	if err != nil {
@@ -297,9 +298,16 @@ func (c cluster) unused(ctx context.Context, namespace, claim string) error {
 		if err != nil {
 			return err
 		}
-		for _, v := range p.Spec.Volumes {
-			if v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == claim {
-				return fault.WithRemedy(fault.Newf(fault.Conflict, "pod %s of namespace %s mounts claim %s", p.Name, namespace, claim), "stop it first")
+		ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+		switch {
+		case ended || !slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool {
+			return v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == claim
+		}):
+		case p.DeletionTimestamp == nil:
+			return fault.WithRemedy(fault.Newf(fault.Conflict, "pod %s of namespace %s mounts claim %s", p.Name, namespace, claim), "stop it first")
+		default:
+			if err := c.gone(ctx, pods(), o); err != nil {
+				return err
 			}
 		}
 	}
