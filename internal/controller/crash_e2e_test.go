@@ -38,6 +38,7 @@ const (
 	afterVariable = "SLUICE_TEST_AFTER"      // it ends or stops itself after so many status writes; 0: never
 	stopVariable  = "SLUICE_TEST_STOP"       // it stops, and is not killed
 	agentVariable = "SLUICE_TEST_AGENT"      // how it calls itself in its requests
+	dirVariable   = "SLUICE_TEST_DIR"        // its folder, which whoever kills it removes
 )
 
 func TestMain(m *testing.M) {
@@ -92,14 +93,9 @@ func child(ctx context.Context, namespace string) error {
 			return resp, err
 		})
 	})
-	dir, err := os.MkdirTemp("", "sluice-controller-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
 	conf := &config.Config{Accounts: map[string]config.Account{"lab": {Name: "lab", Kind: config.Kubernetes, Kubeconfig: os.Getenv("LAB_KUBECONFIG")}}}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	return wire.Control(ctx, wire.ControlOptions{Options: wire.Options{Dir: dir, Listen: "127.0.0.1:0", Config: wire.Fixed(conf), Log: log},
+	return wire.Control(ctx, wire.ControlOptions{Options: wire.Options{Dir: os.Getenv(dirVariable), Listen: "127.0.0.1:0", Config: wire.Fixed(conf), Log: log},
 		Credentials: c, Namespace: namespace, Identity: fmt.Sprintf("pid-%d", os.Getpid()), URL: "http://127.0.0.1",
 		Duration: 3 * time.Second, Deadline: 2 * time.Second, Retry: 500 * time.Millisecond})
 }
@@ -149,7 +145,8 @@ func newLab(t *testing.T) lab {
 func (l lab) start(t *testing.T, agent string, after int, stop bool) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childVariable+"="+l.deliveries, afterVariable+"="+strconv.Itoa(after), agentVariable+"="+agent)
+	cmd.Env = append(os.Environ(), childVariable+"="+l.deliveries, afterVariable+"="+strconv.Itoa(after), agentVariable+"="+agent,
+		dirVariable+"="+t.TempDir())
 	if stop {
 		cmd.Env = append(cmd.Env, stopVariable+"=yes")
 	}
