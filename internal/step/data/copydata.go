@@ -516,8 +516,7 @@ func (st copyData) Clean(ctx context.Context, c step.Call) (step.Outcome, error)
 func (st copyData) remove(ctx context.Context, c step.Call, p, to place, a plan.CopyArgs, l live, s copied) error {
 	var failed []error
 	for _, purpose := range []string{"control", "base"} {
-		at := beside(a.To, purpose).Namespace
-		failed = append(failed, st.stop(ctx, c, to, at, l.bundle(), c.Key+"/clean/"+purpose), st.release(ctx, c, to, at))
+		failed = append(failed, st.clear(ctx, c, to, beside(a.To, purpose).Namespace, l.bundle(), c.Key+"/clean/"+purpose))
 	}
 	gone, cuts := []string{c.Key + "/control"}, []string{}
 	if !s.Candidate {

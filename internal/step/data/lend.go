@@ -62,7 +62,7 @@ func lacking(objects []manifest.Object, namespace string) ([]manifest.Ref, error
 	return refs, nil
 }
 
-// clear stops a copy for good and deletes what was lent to it, too.
+// clear stops a copy for good and deletes what was lent to it and what kept its pods from everything else, too.
 func (b base) clear(ctx context.Context, c step.Call, p place, namespace string, objects []manifest.Object, key string) error {
 	if err := b.stop(ctx, c, p, namespace, objects, key); err != nil {
 		return err
@@ -75,7 +75,10 @@ func (b base) clear(ctx context.Context, c step.Call, p place, namespace string,
 	if err != nil {
 		return err
 	}
-	return del.Delete(ctx, key+"/lent", c.Delivery, lent)
+	if err := del.Delete(ctx, key+"/lent", c.Delivery, lent); err != nil {
+		return err
+	}
+	return b.release(ctx, c, p, namespace)
 }
 
 // withoutSecrets is what may be kept in the record of a delivery.

@@ -226,9 +226,14 @@ func (st open) Clean(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err := k.p.discard(ctx, c.Delivery, restoredClone(c.Key)); err != nil && !fault.Is(err, fault.Denied) {
 		return step.Outcome{}, err
 	}
-	return step.Done(delivery.Pass, ""), nil
+	return step.Done(delivery.Pass, ""), st.release(ctx, c, k.p, restoredSite(k.a).Namespace)
 }
 
 func failedSite(a plan.DataArgs) plan.Site {
 	return beside(plan.Site{Account: a.Database.Account, Namespace: a.Database.Namespace}, "failed")
+}
+
+// restoredSite is where what a restore binds is made.
+func restoredSite(a plan.DataArgs) plan.Site {
+	return beside(plan.Site{Account: a.Database.Account, Namespace: a.Database.Namespace}, "restored")
 }

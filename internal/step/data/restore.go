@@ -81,7 +81,7 @@ func (st open) raiseBoth(ctx context.Context, c step.Call, k fencedCall, s opene
 		copyID: beforeClone(c.Key), upKey: fmt.Sprintf("%s/before/up/%d", c.Key, s.Try), timeout: k.a.Timeout}); err != nil {
 		return t, fmt.Errorf("start the old version on a clone of the checkpoint: %w", err)
 	}
-	_, err = st.ready(ctx, c, k.p, k.a.Database, raising{namespace: k.a.Database.Namespace + "-restored", from: checkpoint, workload: old,
+	_, err = st.ready(ctx, c, k.p, k.a.Database, raising{namespace: restoredSite(k.a).Namespace, from: checkpoint, workload: old,
 		role: database.Production, copyID: restoredClone(c.Key)})
 	return t, err
 }

@@ -96,6 +96,7 @@ type site struct {
 	volumes  *reflink.Driver
 	store    *sqlite.Store
 	engine   *engine.Engine
+	isolated *isolations
 	ports    step.Ports
 	reports  string
 }
@@ -163,8 +164,9 @@ func newSite(t *testing.T) *site {
 	}
 	engines := map[string]database.Engine{"postgres": postgres.New(),
 		"mongodb": mongodb.New(mongodb.Options{HelperCommand: []string{"/usr/bin/env", helperEnv + "=1", self}})}
+	s.isolated = &isolations{Platform: s.platform, open: map[string]bool{}}
 	ports := step.Ports{
-		Platform: func(string) (platform.Platform, error) { return s.platform, nil },
+		Platform: func(string) (platform.Platform, error) { return s.isolated, nil },
 		Volumes:  func(string) (volume.Driver, error) { return s.volumes, nil },
 		Engine:   func(n string) (database.Engine, error) { return engines[n], nil },
 		Metrics:  func(n string) (metrics.Provider, error) { return nil, fault.Newf(fault.NotFound, "no provider %s", n) },

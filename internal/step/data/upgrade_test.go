@@ -69,6 +69,7 @@ func TestUpgradePromoted(t *testing.T) {
 	if got := s.running(); got != "mongo:2" {
 		t.Errorf("production runs %s", got)
 	}
+	s.isolated.left(t, "staging", "staging-base", "staging-control", "staging-mark", "staging-rehearsal", "prod-upgrade", "prod-before")
 }
 
 // TestWayBackKeepsWrites rolls back after the opening: the old engine runs on the volumes that hold what was written since.
@@ -233,6 +234,7 @@ func TestRestoreAsks(t *testing.T) {
 	if all, err := data.Keeps(d.Spec, d.Status); err != nil || len(all) != 0 {
 		t.Errorf("after a restore these would be deleted by themselves: %v, %v", all, err)
 	}
+	s.isolated.left(t, "", "prod-upgrade", "prod-before", "prod-failed", "prod-restored")
 }
 
 // TestRestoreStays asks as above, and a person stays on the new version: where that does not start the question comes again,

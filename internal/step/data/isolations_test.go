@@ -1,0 +1,53 @@
+package data_test
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"testing"
+
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/platform/local"
+)
+
+// isolations is the local platform with a fake Isolator, which only notes in which namespaces copies are kept from others.
+type isolations struct {
+	*local.Platform
+	mu   sync.Mutex
+	open map[string]bool
+}
+
+// Isolate implements platform.Isolator.
+func (i *isolations) Isolate(_ context.Context, _ string, of platform.Isolation) ([]string, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.open[of.Namespace] = true
+	return nil, nil
+}
+
+// Release implements platform.Isolator.
+func (i *isolations) Release(_ context.Context, namespace, _ string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.open[namespace] {
+		i.open[namespace] = false
+	}
+	return nil
+}
+
+// left fails unless all of these namespaces were isolated once and only the one that stays, if any, still is.
+func (i *isolations) left(t *testing.T, stay string, gone ...string) {
+	t.Helper()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	want := map[string]bool{}
+	if stay != "" {
+		want[stay] = true
+	}
+	for _, n := range gone {
+		want[n] = false
+	}
+	if !maps.Equal(i.open, want) {
+		t.Errorf("isolated are %v, want %v", i.open, want)
+	}
+}
