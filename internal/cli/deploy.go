@@ -213,10 +213,7 @@ func (a *app) begin(ctx context.Context, spec delivery.Spec, f startFlags) error
 	if err != nil {
 		return err
 	}
-	if err := client.Start(ctx, spec); err != nil {
-		if running, ok := errors.AsType[*store.ErrRunning](err); ok {
-			return &exit{exitRunning, fault.WithRemedy(err, "sluice deploy watch %s shows it", running.ID)}
-		}
+	if spec, err = a.inTurn(ctx, client, spec); err != nil {
 		return err
 	}
 	if err := githubOutput("DEPLOYMENT_ID", spec.ID); err != nil {
@@ -237,6 +234,35 @@ func (a *app) begin(ctx context.Context, spec delivery.Spec, f startFlags) error
 		defer cancel()
 	}
 	return a.follow(ctx, client, spec.ID)
+}
+
+// inTurn starts a delivery. Where an earlier one of the application has ended, and only cleans up, it waits until that is over.
+// It returns the delivery as it was started: each try is one of its own, as a cluster keeps those that it has refused.
+func (a *app) inTurn(ctx context.Context, client deliveries, spec delivery.Spec) (delivery.Spec, error) {
+	for seen := ""; ; spec = again(spec, newID()) {
+		err := client.Start(ctx, spec)
+		running, ok := errors.AsType[*store.ErrRunning](err)
+		if !ok {
+			return spec, err
+		}
+		other, missing := client.Get(ctx, running.ID) // one that another engine carries out is not known here
+		switch {
+		case missing == nil && other.Status.Done && seen != running.ID:
+			// It has ended since.
+		case missing == nil && other.Status.CleaningUp():
+			fmt.Fprintf(a.errs, "delivery %s has ended (%s) and cleans up; the next one starts when that is over\n", running.ID, word(other))
+			if err := client.Watch(ctx, running.ID, func(server.Event) {}); err != nil {
+				return spec, err
+			}
+			continue
+		case missing == nil && other.Status.State.Final() && !other.Status.Done:
+			return spec, &exit{exitRunning, fault.WithRemedy(fmt.Errorf("%w: an undo of it has failed", err),
+				"sluice deploy retry %s tries it again, sluice deploy acknowledge %[1]s leaves it as it is", running.ID)}
+		default:
+			return spec, &exit{exitRunning, fault.WithRemedy(err, "sluice deploy watch %s shows it", running.ID)}
+		}
+		seen = running.ID
+	}
 }
 
 func stamp() string { return time.Now().UTC().Format(time.RFC3339) }
@@ -322,7 +348,11 @@ func (a *app) list() *cobra.Command {
 				if !s.Started.IsZero() {
 					started = s.Started.Local().Format(time.DateTime)
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", s.ID, s.Application, s.Status, started, s.InitiatedBy)
+				is := s.Status
+				if s.CleaningUp {
+					is += ", cleans up"
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", s.ID, s.Application, is, started, s.InitiatedBy)
 			}
 			return t.Flush()
 		})

@@ -18,6 +18,7 @@ type status struct {
 	Application  string            `json:"application"`
 	Status       string            `json:"status"` // RUNNING, AWAITING_APPROVAL …
 	Reason       string            `json:"reason,omitempty"`
+	CleaningUp   bool              `json:"cleaningUp,omitempty"` // it has ended; the next delivery waits until this is over
 	Started      time.Time         `json:"startedAtIso8601,omitzero"`
 	Completed    time.Time         `json:"completedAtIso8601,omitzero"`
 	InitiatedBy  string            `json:"initiatedBy,omitempty"`
@@ -145,7 +146,7 @@ func targetWord(t delivery.TargetStatus) string {
 }
 
 func statusOf(d store.Delivery) status {
-	s := status{ID: d.Spec.ID, Application: d.Spec.Application, Status: word(d), Reason: d.Status.Reason, Started: d.Status.Started,
+	s := status{ID: d.Spec.ID, Application: d.Spec.Application, Status: word(d), Reason: d.Status.Reason, CleaningUp: d.Status.CleaningUp(), Started: d.Status.Started,
 		Completed: d.Status.Ended, InitiatedBy: d.Spec.By, Context: d.Spec.Context, Source: source{"Sluice", version()},
 		Environments: []string{}, Targets: []targetStatus{}, Steps: []stepStatus{}}
 	totals := map[string]int{}
@@ -211,6 +212,9 @@ func writeStatus(w io.Writer, d store.Delivery) error {
 	fmt.Fprintf(&b, "application: %s, started: %s\nstatus: %s\n", s.Application, started, s.Status)
 	if s.Reason != "" {
 		fmt.Fprintf(&b, "reason: %s\n", oneLine(s.Reason))
+	}
+	if s.CleaningUp {
+		fmt.Fprintf(&b, "what its steps used is being cleaned up; the next delivery of %s starts when that is over\n", s.Application)
 	}
 	if s.Status == paused {
 		fmt.Fprintf(&b, "no further step starts until: sluice deploy resume %s\n", s.ID)

@@ -74,6 +74,20 @@ type Status struct {
 	Ended    time.Time               `json:"ended,omitzero"`
 }
 
+// CleaningUp reports whether a delivery has ended, and only what its steps used is still being cleaned up. A failed undo keeps
+// what it needs until a person has tried again or acknowledged it.
+func (s Status) CleaningUp() bool {
+	if !s.State.Final() || s.Done {
+		return false
+	}
+	for _, n := range s.Nodes {
+		if n.Phase == StepUndoFailed && !s.Accepted {
+			return false
+		}
+	}
+	return true
+}
+
 // TargetStatus is how one target is doing.
 type TargetStatus struct {
 	State  State      `json:"state"`

@@ -15,7 +15,7 @@ func (m *machine) settle() {
 	}
 	m.targets()
 	m.whole()
-	if m.s.State.Final() && !m.s.Done {
+	if m.s.CleaningUp() {
 		m.clean()
 	}
 }
@@ -358,12 +358,8 @@ func (m *machine) reason() string {
 	return strings.Join(parts, "; ")
 }
 
-// clean enters the clean-up of every begun step, last first. A failed undo keeps what it needs until a person has
-// tried again or acknowledged it.
+// clean enters the clean-up of every begun step, last first.
 func (m *machine) clean() {
-	if m.broken() != "" && !m.s.Accepted {
-		return
-	}
 	last, order := "", 0
 	for _, n := range m.spec.Graph.Nodes {
 		st := m.s.Nodes[n.Path]
