@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -31,10 +32,16 @@ func (c call) as() string {
 	return c.User.Username
 }
 
+// read is in the line of a call that changes nothing.
+var read = regexp.MustCompile(`"verb":"(get|list|watch)"`)
+
 // sluices reports whether Sluice has asked; the cluster's own programs go by the administrator's name, too.
 func (c call) sluices() bool { return strings.HasPrefix(c.UserAgent, "sluice") }
 
-// calls reads what a cluster was told to change from an instant on, and did. Clusters of the lab keep their log beside their
+// did reports whether the cluster has done what it was asked for.
+func (c call) did() bool { return c.Said.Code/100 == 2 && !strings.Contains(c.RequestURI, "dryRun=") }
+
+// calls reads what a cluster was asked to change from an instant on. Clusters of the lab keep their log beside their
 // kubeconfig.
 func (c cluster) calls(t *testing.T, since time.Time) (all []call) {
 	t.Helper()
@@ -55,10 +62,10 @@ func (c cluster) calls(t *testing.T, since time.Time) (all []call) {
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
 			var k call
-			if strings.Contains(lines.Text(), `"verb":"get"`) || strings.Contains(lines.Text(), `"verb":"watch"`) || json.Unmarshal(lines.Bytes(), &k) != nil {
+			if read.MatchString(lines.Text()) || json.Unmarshal(lines.Bytes(), &k) != nil {
 				continue
 			}
-			if k.Stage == "ResponseComplete" && k.At.After(since) && k.Said.Code/100 == 2 && !strings.Contains(k.RequestURI, "dryRun=") {
+			if k.Stage == "ResponseComplete" && k.At.After(since) {
 				all = append(all, k)
 			}
 		}

@@ -45,25 +45,20 @@ func newKilled(t *testing.T, every int) *killedStory {
 	k := &killedStory{since: time.Now(), story: openShop(t, "killed")}
 	ns := k.name + "-controllers"
 	k.namespace = ns
-	k.kubectl("", "apply", "--server-side", "--force-conflicts", "-f", "../../config/crd")
-	k.kubectl("", "create", "namespace", ns)
+	k.kubectl(k.prod, "", "apply", "--server-side", "--force-conflicts", "-f", "../../config/crd")
 	t.Cleanup(func() {
 		// Deliveries that a failed test has left would wait for a controller.
 		for _, d := range k.prod.names(ns, "deliveries.sluice.dev/v1alpha1") {
-			k.kubectl("", "-n", ns, "patch", "delivery", d, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
+			k.kubectl(k.prod, "", "-n", ns, "patch", "delivery", d, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
 		}
 	})
+	for _, c := range []*shopCluster{k.prod, k.staging} {
+		k.kubectl(c, "", "create", "namespace", ns)
+		t.Cleanup(func() { k.kubectl(c, "", "delete", "clusterrolebinding", ns, "--ignore-not-found") })
+		k.kubectl(c, "", "create", "clusterrolebinding", ns, "--clusterrole=cluster-admin", "--group=system:serviceaccounts:"+ns)
+	}
 	k.identities()
-	k.write("sluice.yaml", fmt.Sprintf(`
-accounts:
-  production: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev"}, copyAs: %q, restoreAs: %q}
-  staging: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev"}}
-controller: {account: production, namespace: %s}
-metricProviders:
-  prometheus: {url: "http://%s"}
-secrets:
-  team: {env: TEAM}
-`, k.prod.file, k.copier, k.restorer, k.staging.file, ns, k.prod.address("prometheus")))
+	k.write("sluice.yaml", k.configuration(k.prod.file, k.staging.file))
 	k.env = append(k.env, "TEAM="+k.hooks.URL)
 	// Its database is upgraded by one more controller after each other, so it takes longer than the fence may stand.
 	k.write("deploy.yaml", strings.NewReplacer("application: shop", "application: "+k.name, "namespace: staging", "namespace: "+k.name, "namespace: production", "namespace: "+k.name,
@@ -82,31 +77,46 @@ secrets:
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.reaper = newReaper(k.site, k.prod.file, every)
-	k.reaper.controllers(k.site, ns)
+	k.reaper = newReaper(t, every)
 	return k
 }
 
-// kubectl runs it on production's cluster.
-func (k *killedStory) kubectl(in string, args ...string) {
+// configuration is a sluice.yaml with kubeconfigs of production and staging.
+func (k *killedStory) configuration(production, staging string) string {
+	return fmt.Sprintf(`
+accounts:
+  production: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev"}, copyAs: %q, restoreAs: %q}
+  staging: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev"}}
+controller: {account: production, namespace: %s}
+metricProviders:
+  prometheus: {url: "http://%s"}
+secrets:
+  team: {env: TEAM}
+`, production, k.copier, k.restorer, staging, k.namespace, k.prod.address("prometheus"))
+}
+
+// kubectl runs it on a cluster and returns what it prints.
+func (k *killedStory) kubectl(c *shopCluster, in string, args ...string) string {
 	k.t.Helper()
-	cmd := exec.Command("kubectl", append([]string{"--kubeconfig", k.prod.file}, args...)...)
+	cmd := exec.Command("kubectl", append([]string{"--kubeconfig", c.file}, args...)...)
 	cmd.Stdin = strings.NewReader(in)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		k.t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
+	return string(out)
 }
 
 // identities installs those that are shipped for production, under names of the test's own.
 func (k *killedStory) identities() {
 	system := k.name + "-system"
-	k.kubectl("", "create", "namespace", system)
+	k.kubectl(k.prod, "", "create", "namespace", system)
 	names := strings.NewReplacer("sluice-system", system, "sluice-copier", k.name+"-copier", "sluice-restorer", k.name+"-restorer", "sluice-as-", k.name+"-as-",
 		`"production-"`, `"`+k.name+`-"`, `"production"`, `"`+k.name+`"`, "namespace: production", "namespace: "+k.name)
 	for _, file := range []string{"copier.yaml", "restorer.yaml"} {
 		text := names.Replace(k.file("../../config/identities/" + file))
-		k.kubectl(text, "apply", "-f", "-")
-		k.t.Cleanup(func() { k.kubectl(text, "delete", "--ignore-not-found", "-f", "-") })
+		k.kubectl(k.prod, text, "apply", "-f", "-")
+		k.t.Cleanup(func() { k.kubectl(k.prod, text, "delete", "--ignore-not-found", "-f", "-") })
 	}
 	k.copier, k.restorer = "system:serviceaccount:"+system+":"+k.name+"-copier", "system:serviceaccount:"+system+":"+k.name+"-restorer"
 }
@@ -252,7 +262,7 @@ func (k *killedStory) once(upgrades int) {
 		for _, call := range c.calls(k.t, k.since) {
 			o, who := call.On, call.as()
 			ours := strings.HasPrefix(o.Namespace, k.name) || o.Namespace == "" && strings.HasPrefix(o.Name, k.name) || who == k.copier || who == k.restorer
-			if !ours || o.Subresource != "" || strings.HasSuffix(o.Name+o.Namespace, "-old") {
+			if !ours || !call.did() || o.Subresource != "" || strings.HasSuffix(o.Name+o.Namespace, "-old") {
 				continue
 			}
 			name := fmt.Sprintf("%s %s/%s", o.Resource, o.Namespace, o.Name)
@@ -299,12 +309,97 @@ func (k *killedStory) told(deliveries int) {
 	}
 }
 
-// TestClusterControllerKilled kills the controller of a whole story on two clusters, copy, verification, rehearsal, upgrade behind
-// the fence, canary, analysis and the way back, after each of its status writes: at every place that a delivery comes to, once. A
-// write that only counts another try of what a kill has interrupted is no new place, else nothing would ever advance. What
-// is then carried out ends as an undisturbed delivery does.
+// quiet holds by the audit logs that leaders which were stopped for longer than two periods of their Lease have asked for no
+// change when they went on.
+func (k *killedStory) quiet() {
+	k.t.Helper()
+	k.reaper.mu.Lock()
+	defer k.reaper.mu.Unlock()
+	for _, c := range []*shopCluster{k.prod, k.staging} {
+		told := map[string]bool{}
+		for _, call := range c.calls(k.t, k.since) {
+			told[call.User.Username] = true
+			for _, s := range k.reaper.silences {
+				if call.User.Username == s.user && call.At.After(s.from) && call.At.Before(s.to) {
+					k.t.Errorf("%s: %s, which no longer leads, asked for %s %s", c.name, s.user, call.Verb, call.RequestURI)
+				}
+			}
+		}
+		for _, s := range k.reaper.silences {
+			if !told[s.user] {
+				k.t.Errorf("%s: the audit log tells nothing of %s", c.name, s.user)
+			}
+		}
+	}
+}
+
+// harmed holds that controllers were killed and stopped at least so often since the reaper was armed.
+func (k *killedStory) harmed(kills, stops int) {
+	k.t.Helper()
+	r := k.reaper
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k.t.Logf("%d controllers were killed and %d stopped in %d status writes, of which %d said again what was known", r.kills, r.stops, r.written, r.again)
+	if r.kills < kills || r.stops < stops {
+		k.t.Errorf("only %d controllers were killed and %d stopped, not %d and %d", r.kills, r.stops, kills, stops)
+	}
+}
+
+// goesBack delivers the release that fails customers while controllers are harmed. It ends as the undisturbed delivery did.
+func (k *killedStory) goesBack(h harm, calm outcome) {
+	k.t.Helper()
+	k.reaper.arm(h)
+	old := k.volume()
+	back := k.delivers("shop:2-rc1")
+	if !slices.Equal(back.steps, calm.steps) || back.state != calm.state {
+		k.t.Errorf("the delivery whose controllers were harmed is %s: %s\n%s\nand the undisturbed one %s\n%s", back.state, back.reason, strings.Join(back.steps, "\n"),
+			calm.state, strings.Join(calm.steps, "\n"))
+	}
+	if !slices.Equal(back.objects, calm.objects) {
+		k.t.Errorf("it leaves\n%s\nand the undisturbed one\n%s", strings.Join(back.objects, "\n"), strings.Join(calm.objects, "\n"))
+	}
+	if !slices.Equal(back.changes, calm.changes) {
+		k.t.Errorf("the workloads of production were changed %v times, %v times by the undisturbed delivery", back.changes, calm.changes)
+	}
+	k.runs(k.prod, "ferretdb:1.17", "shop:1")
+	k.kept()
+	k.holds(old)
+}
+
+// stays delivers the good release while controllers are harmed.
+func (k *killedStory) stays(h harm) {
+	k.t.Helper()
+	k.reaper.arm(h)
+	old := k.volume()
+	good := k.delivers("shop:2")
+	if good.state != string(deliveries.Succeeded) || slices.ContainsFunc(good.steps, func(s string) bool { return !strings.HasSuffix(s, " passed pass") }) {
+		k.t.Errorf("the good release is %s: %s\n%s", good.state, good.reason, strings.Join(good.steps, "\n"))
+	}
+	k.t.Logf("changes %v", good.changes)
+	k.runs(k.prod, "ferretdb:1.24", "shop:2")
+	k.kept()
+	k.holds(old)
+}
+
+// TestClusterLeaderHarmed kills and stops leaders, in turn, all through the delivery of the good release on two clusters: copy,
+// verification, rehearsal, upgrade behind the fence, canary and analysis. Another controller stands by.
+func TestClusterLeaderHarmed(t *testing.T) {
+	k := newKilled(t, 8)
+	k.sit()
+	k.sit()
+	k.stays(both)
+	k.harmed(3, 3)
+	k.once(1)
+	k.told(1)
+	k.quiet()
+}
+
+// TestClusterControllerKilled kills the controller of a whole story on two clusters, with the way back, after each of its status
+// writes: at every place that a delivery comes to, once. A write that only counts another try of what a kill has interrupted is
+// no new place, else nothing would ever advance. Then the same with another controller that stands by, and with leaders that
+// are stopped and go on. What is then carried out ends as an undisturbed delivery does.
 //
-// That takes as many takeovers as there are places, so SLUICE_LONG=1 kills at every seventh place only, in ten minutes, and
+// That takes as many takeovers as there are places, so SLUICE_LONG=1 does harm at every seventh place only, and
 // SLUICE_LONG=all spares none. The controllers' Leases must be renewed within two seconds: that needs a machine with time.
 func TestClusterControllerKilled(t *testing.T) {
 	long(t)
@@ -313,6 +408,7 @@ func TestClusterControllerKilled(t *testing.T) {
 		every = 1
 	}
 	k := newKilled(t, every)
+	k.sit()
 	calm := k.delivers("shop:2-rc1")
 	t.Logf("undisturbed: %s: %s", calm.state, calm.reason)
 	if calm.state != string(deliveries.Failed) || !strings.Contains(calm.reason, "the canary is worse") {
@@ -320,44 +416,19 @@ func TestClusterControllerKilled(t *testing.T) {
 	}
 	k.runs(k.prod, "ferretdb:1.17", "shop:1")
 	k.kept()
+	k.goesBack(kill, calm)
+	k.harmed(60/every, 0)
 
-	k.reaper.arm(true)
-	old := k.volume()
-	back := k.delivers("shop:2-rc1")
-	k.wereKilled(every)
-	if !slices.Equal(back.steps, calm.steps) || back.state != calm.state {
-		t.Errorf("the delivery whose controllers were killed is %s: %s\n%s\nand the undisturbed one %s\n%s", back.state, back.reason, strings.Join(back.steps, "\n"),
-			calm.state, strings.Join(calm.steps, "\n"))
-	}
-	if !slices.Equal(back.objects, calm.objects) {
-		t.Errorf("it leaves\n%s\nand the undisturbed one\n%s", strings.Join(back.objects, "\n"), strings.Join(calm.objects, "\n"))
-	}
-	if !slices.Equal(back.changes, calm.changes) {
-		t.Errorf("the workloads of production were changed %v times, %v times by the undisturbed delivery", back.changes, calm.changes)
-	}
-	k.runs(k.prod, "ferretdb:1.17", "shop:1")
-	k.kept()
-	k.holds(old)
+	end := k.sit()
+	k.goesBack(kill, calm)
+	k.harmed(60/every, 0)
+	k.goesBack(stop, calm)
+	k.harmed(0, 5)
+	end()
 
-	old = k.volume()
-	good := k.delivers("shop:2")
-	k.wereKilled(every)
-	if good.state != string(deliveries.Succeeded) {
-		t.Errorf("the good release is %s: %s", good.state, good.reason)
-	}
-	k.runs(k.prod, "ferretdb:1.24", "shop:2")
-	k.kept()
-	k.holds(old)
-	k.once(3)
-	k.told(3)
-}
-
-// wereKilled holds that controllers were killed.
-func (k *killedStory) wereKilled(every int) {
-	k.t.Helper()
-	kills, written, again := k.reaper.arm(true)
-	k.t.Logf("%d controllers were killed in %d status writes, of which %d said again what was known", kills, written, again)
-	if least := 60 / every; kills < least {
-		k.t.Errorf("only %d controllers were killed, not %d", kills, least)
-	}
+	k.stays(kill)
+	k.harmed(60/every, 0)
+	k.once(5)
+	k.told(5)
+	k.quiet()
 }

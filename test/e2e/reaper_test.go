@@ -5,73 +5,59 @@ package e2e
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
+	"time"
 
 	"github.com/sluice-cd/sluice/api/v1alpha1"
 	deliveries "github.com/sluice-cd/sluice/internal/delivery"
 )
 
-// reaper stands between controllers and the API server that holds their deliveries. It ends the controller with SIGKILL
-// when a status has been written: the API server has it, the controller never hears that it does.
+// leaseOf is how long the controllers' Lease is.
+const leaseOf = 3 * time.Second
+
+// harm is what a reaper does to a controller.
+type harm int
+
+const (
+	kill harm = iota // SIGKILL
+	stop             // SIGSTOP for longer than two periods of the Lease, and then SIGCONT
+	both             // the one and the other, in turn
+)
+
+// reaper stands between controllers and the API server that holds their deliveries. It harms the controller that has written
+// a status: the API server has it, the controller never hears that it does, or only when it no longer leads.
 type reaper struct {
-	t  *testing.T
-	at string // kubeconfig of the way through it
+	t *testing.T
 
-	mu      sync.Mutex
-	armed   bool
-	victim  *exec.Cmd
-	every   int
-	places  map[string]bool
-	written int // status writes
-	again   int // of these, those that only say what an earlier one had said
-	kills   int
+	mu       sync.Mutex
+	seats    []*seat
+	silences []silence
+	armed    bool
+	harm     harm
+	every    int
+	places   map[string]bool
+	written  int // status writes
+	again    int // of these, those that only say what an earlier one had said
+	kills    int
+	stops    int
 }
 
-// newReaper kills at every nth place of a delivery.
-func newReaper(s *site, kubeconfig string, every int) *reaper {
-	s.t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	to, err := url.Parse(config.Host)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	r := &reaper{t: s.t, every: every, places: map[string]bool{}}
-	proxy := &httputil.ReverseProxy{FlushInterval: -1, ModifyResponse: r.answered, ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
-		w.WriteHeader(http.StatusBadGateway) // whoever asked is dead
-	}, Rewrite: func(q *httputil.ProxyRequest) { q.SetURL(to) }}
-	if proxy.Transport, err = rest.TransportFor(config); err != nil {
-		s.t.Fatal(err)
-	}
-	srv := httptest.NewServer(proxy)
-	s.t.Cleanup(srv.Close)
-	r.at = s.write("through.kubeconfig", fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, clusters: [{name: c, cluster: {server: %q}}],
-contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {}}]}`, srv.URL))
-	return r
+// newReaper harms at every nth place of a delivery.
+func newReaper(t *testing.T, every int) *reaper {
+	return &reaper{t: t, every: every, places: map[string]bool{}}
 }
 
-// answered sees the API server's answers.
-func (r *reaper) answered(resp *http.Response) error {
+// answered sees the API server's answers to the controller of a seat.
+func (r *reaper) answered(s *seat, resp *http.Response) error {
 	q := resp.Request
 	if q.Method != http.MethodPut || resp.StatusCode >= 300 || !strings.Contains(q.URL.Path, "/deliveries/") || !strings.HasSuffix(q.URL.Path, "/status") {
 		return nil
@@ -96,16 +82,45 @@ func (r *reaper) answered(resp *http.Response) error {
 	}
 	r.places[at] = true
 	if r.armed && len(r.places)%r.every == 0 {
-		r.kills++
-		if err := r.victim.Process.Kill(); err != nil {
-			r.t.Errorf("kill: %v", err)
-		}
+		r.strike(s)
 	}
 	return nil
 }
 
-// place says where a delivery is: how far every step is, and what it has kept. How often a step was tried, and when, is not
-// part of it.
+// strike harms the controller of a seat. One that nobody can stand in for is not stopped.
+func (r *reaper) strike(s *seat) {
+	h := r.harm
+	if h == both {
+		h = harm((r.kills + r.stops) % 2)
+	}
+	var err error
+	switch {
+	case s.stopped:
+		return
+	case h == kill:
+		if err = s.controller.Process.Kill(); err == nil {
+			r.kills++
+		}
+	case slices.ContainsFunc(r.seats, func(o *seat) bool { return o != s && !o.stopped }):
+		if err = s.stop(); err == nil {
+			r.stops++
+		}
+	}
+	// One that has lost its Lease has ended by itself.
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		r.t.Errorf("%s: %v", s.name, err)
+	}
+}
+
+// left takes a seat away.
+func (r *reaper) left(s *seat) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seats = slices.DeleteFunc(r.seats, func(o *seat) bool { return o == s })
+}
+
+// place says where a delivery is: how far every step is, how often it was entered, and what it has kept. When that was, and
+// how often an error came, is not part of it.
 func place(body []byte) (string, error) {
 	var d v1alpha1.Delivery
 	if err := json.Unmarshal(body, &d); err != nil {
@@ -124,7 +139,7 @@ func place(body []byte) (string, error) {
 	}
 	lines := []string{d.Name, string(s.State), fmt.Sprint(s.Done)}
 	for path, n := range s.Nodes {
-		lines = append(lines, fmt.Sprint(path, n.Phase, n.Verdict, n.Held, n.Stopping, n.Cleaning, n.Cleaned, !n.Deadline.IsZero(), keys(n.Saved)))
+		lines = append(lines, fmt.Sprint(path, n.Phase, n.Entry, n.Verdict, n.Held, n.Stopping, n.Cleaning, n.Cleaned, !n.Deadline.IsZero(), keys(n.Saved)))
 	}
 	slices.Sort(lines[3:])
 	return strings.Join(lines, "\n"), nil
@@ -148,52 +163,9 @@ func keys(saved json.RawMessage) []string {
 	return out
 }
 
-// arm has it kill from now on, or no more. It returns how often it did since it was asked last.
-func (r *reaper) arm(yes bool) (kills, written, again int) {
+// arm has it do harm from now on.
+func (r *reaper) arm(h harm) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	kills, written, again = r.kills, r.written, r.again
-	r.armed, r.kills, r.written, r.again = yes, 0, 0, 0
-	return kills, written, again
-}
-
-// controllers runs one controller after the other, with a Lease of three seconds, until the test ends.
-func (r *reaper) controllers(s *site, namespace string) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var done sync.WaitGroup
-	s.t.Cleanup(func() {
-		cancel()
-		done.Wait()
-	})
-	log, err := os.Create(s.path("controller.log"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() {
-		log.Close()
-		if s.t.Failed() {
-			body, _ := os.ReadFile(log.Name())
-			s.t.Logf("the controllers:\n%s", body)
-		}
-	})
-	done.Go(func() {
-		for n := 1; ctx.Err() == nil; n++ {
-			cmd := s.command(ctx, "controller", "--namespace", namespace, "--kubeconfig", r.at, "--listen", "127.0.0.1:0",
-				"--lease-duration", "3s", "--renew-deadline", "2s", "--retry-period", "500ms")
-			cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-			cmd.Stdout, cmd.Stderr = log, log
-			r.mu.Lock()
-			r.victim = cmd
-			err := cmd.Start()
-			r.mu.Unlock()
-			if err != nil {
-				s.t.Error(err)
-				return
-			}
-			err = cmd.Wait()
-			if e, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || e.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL) {
-				fmt.Fprintf(log, "controller %d: %v\n", n, err)
-			}
-		}
-	})
+	r.armed, r.harm, r.kills, r.stops, r.written, r.again = true, h, 0, 0, 0, 0
 }
