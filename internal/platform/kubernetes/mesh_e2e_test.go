@@ -4,6 +4,7 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"os"
 	"os/exec"
@@ -69,15 +70,9 @@ spec:
 func withMeshes(t *testing.T, p *Platform) {
 	t.Helper()
 	wanted := []string{"virtualservices.networking.istio.io", "destinationrules.networking.istio.io", "trafficsplits.split.smi-spec.io"}
-	cmd := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "istio.io/api", "github.com/servicemeshinterface/smi-sdk-go")
-	cmd.Dir = filepath.Join("..", "..", "..", "tools", "crds")
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("find the definitions of meshes: %v", err)
-	}
-	dirs := strings.Fields(string(out))
 	var all []manifest.Object
-	for _, f := range []string{filepath.Join(dirs[0], "kubernetes", "customresourcedefinitions.gen.yaml"), filepath.Join(dirs[1], "crds", "split.yaml")} {
+	for _, f := range []string{filepath.Join(module(t, "istio.io/api"), "kubernetes", "customresourcedefinitions.gen.yaml"),
+		filepath.Join(module(t, "github.com/servicemeshinterface/smi-sdk-go"), "crds", "split.yaml")} {
 		body, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
@@ -115,6 +110,22 @@ func withMeshes(t *testing.T, p *Platform) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// module returns where the files of a module are, which it fetches if need be.
+func module(t *testing.T, path string) string {
+	t.Helper()
+	cmd := exec.Command("go", "mod", "download", "-json", path)
+	cmd.Dir = filepath.Join("..", "..", "..", "tools", "crds")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("fetch module %s: %v\n%s", path, err, out)
+	}
+	var m struct{ Dir string }
+	if err := json.Unmarshal(out, &m); err != nil || m.Dir == "" {
+		t.Fatalf("where module %s is: %v\n%s", path, err, out)
+	}
+	return m.Dir
 }
 
 // modern makes a definition of the form that SMI has it in, which no server knows any more, be one of the present form: the
