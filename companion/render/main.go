@@ -1,5 +1,5 @@
 // Command render turns a kustomization or a Helm chart into manifests, by the libraries of kustomize and Helm. It reads the
-// files of a folder and nothing else: nothing is fetched, no program is run, no cluster is asked.
+// files of a folder, and of the folders that a kustomization has as its bases: nothing is fetched, no program is run, no cluster is asked.
 //
 //	render [--namespace NAME] FOLDER
 //
