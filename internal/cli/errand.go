@@ -24,7 +24,7 @@ import (
 // errandCommand is what Sluice's own pods in a cluster run. People never call it.
 func errandCommand() *cobra.Command {
 	c := &cobra.Command{Use: "errand", Hidden: true}
-	c.AddCommand(prepareErrand(), atRiskErrand(), compareErrand(), fingerprintErrand(), installErrand(), probeErrand())
+	c.AddCommand(prepareErrand(), atRiskErrand(), countableErrand(), compareErrand(), fingerprintErrand(), installErrand(), probeErrand())
 	return c
 }
 
@@ -50,9 +50,9 @@ func atRiskErrand() *cobra.Command {
 	var engine, from string
 	c := &cobra.Command{Use: "at-risk DIRECTORY...", Args: cobra.MinimumNArgs(1), RunE: func(c *cobra.Command, dirs []string) error {
 		return reported(c, func(ctx context.Context) (any, error) {
-			l, ok := wire.Engines(nil)[engine].(database.Log)
-			if !ok {
-				return nil, fault.Newf(fault.Invalid, "this version of Sluice reads no log of engine %q", engine)
+			l, err := logOf(engine)
+			if err != nil {
+				return nil, err
 			}
 			return l.AtRisk(ctx, dirs, from)
 		})
@@ -60,6 +60,30 @@ func atRiskErrand() *cobra.Command {
 	c.Flags().StringVar(&engine, "engine", "", "engine of the database")
 	c.Flags().StringVar(&from, "from", "", "position in the log after which is counted")
 	return c
+}
+
+// countableErrand says whether the log could be read by the programs that are here.
+func countableErrand() *cobra.Command {
+	var engine string
+	c := &cobra.Command{Use: "countable", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		return reported(c, func(ctx context.Context) (any, error) {
+			l, err := logOf(engine)
+			if err != nil {
+				return nil, err
+			}
+			return nil, l.Countable(ctx, nil)
+		})
+	}}
+	c.Flags().StringVar(&engine, "engine", "", "engine of the database")
+	return c
+}
+
+func logOf(engine string) (database.Log, error) {
+	l, ok := wire.Engines(nil)[engine].(database.Log)
+	if !ok {
+		return nil, fault.Newf(fault.Invalid, "this version of Sluice reads no log of engine %q", engine)
+	}
+	return l, nil
 }
 
 // installErrand puts this program into a directory, for a container of another image.

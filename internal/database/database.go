@@ -286,6 +286,9 @@ type Log interface {
 	Pin(ctx context.Context, id string, u URL) (position string, err error)
 	// Unpin ends that. An id that pins nothing is no error.
 	Unpin(ctx context.Context, id string, u URL) error
+	// Countable says why AtRisk would not count, as far as that can be told before: dirs are those of a server that may run, none
+	// where only the programs of its image are at hand.
+	Countable(ctx context.Context, dirs []string) error
 	// AtRisk counts the commits after the position in the directories of a server that does not run. It fails, and says why,
 	// where the log does not tell, so that nothing is counted as too little.
 	AtRisk(ctx context.Context, dirs []string, from string) (AtRisk, error)

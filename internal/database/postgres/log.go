@@ -22,6 +22,9 @@ import (
 // The versions whose output of pg_waldump is understood.
 const oldestWAL, newestWAL = 14, 17
 
+// The programs that read the log.
+const waldump, controldata = "pg_waldump", "pg_controldata"
+
 // slotOf is the replication slot of an id: names of slots are short and take few characters.
 func slotOf(id string) string { return fmt.Sprintf("sluice_%x", sha256.Sum256([]byte(id)))[:32] }
 
@@ -52,6 +55,27 @@ func (e *Engine) Unpin(ctx context.Context, id string, u database.URL) error {
 	})
 }
 
+// Countable implements database.Log: the programs that read the log must be there, and be of the server's version or, where
+// that is not known, of any that is understood.
+func (e *Engine) Countable(ctx context.Context, dirs []string) error {
+	v := &volumes{}
+	if len(dirs) > 0 {
+		var err error
+		if v, err = findVolumes(dirs); err != nil {
+			return err
+		}
+		if err := v.understood(); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{waldump, controldata} {
+		if _, err := v.tool(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // AtRisk implements database.Log: it counts the transactions in the log of a server that was stopped cleanly which have
 // committed a change of a user's relation. The server's own pg_waldump reads the log; a program of another version may not.
 func (e *Engine) AtRisk(ctx context.Context, dirs []string, from string) (database.AtRisk, error) {
@@ -60,8 +84,8 @@ func (e *Engine) AtRisk(ctx context.Context, dirs []string, from string) (databa
 	if err != nil {
 		return r, err
 	}
-	if v.version < oldestWAL || v.version > newestWAL {
-		return r, fault.Newf(fault.Invalid, "the log of PostgreSQL %d is not understood, that of %d to %d is", v.version, oldestWAL, newestWAL)
+	if err := v.understood(); err != nil {
+		return r, err
 	}
 	if err := v.allLogged(); err != nil {
 		return r, err
@@ -82,6 +106,14 @@ func (e *Engine) AtRisk(ctx context.Context, dirs []string, from string) (databa
 		r.Kind = database.AtMost
 	}
 	return r, nil
+}
+
+// understood refuses versions whose log is not.
+func (v *volumes) understood() error {
+	if v.version < oldestWAL || v.version > newestWAL {
+		return fault.Newf(fault.Invalid, "the log of PostgreSQL %d is not understood, that of %d to %d is", v.version, oldestWAL, newestWAL)
+	}
+	return nil
 }
 
 // allLogged refuses databases with unlogged tables: what is written to them is in no log, and yet a restore discards it.
@@ -106,7 +138,7 @@ var (
 
 // stopped returns where the log of a server that was stopped cleanly ends.
 func (v *volumes) stopped(ctx context.Context) (end, timeline string, err error) {
-	tool, err := v.tool(ctx, "pg_controldata")
+	tool, err := v.tool(ctx, controldata)
 	if err != nil {
 		return "", "", err
 	}
@@ -126,7 +158,7 @@ func (v *volumes) stopped(ctx context.Context) (end, timeline string, err error)
 }
 
 func (v *volumes) readWAL(ctx context.Context, from, timeline string) (*walCount, error) {
-	tool, err := v.tool(ctx, "pg_waldump")
+	tool, err := v.tool(ctx, waldump)
 	if err != nil {
 		return nil, err
 	}
@@ -159,22 +191,32 @@ func (v *volumes) readWAL(ctx context.Context, from, timeline string) (*walCount
 	return w, nil
 }
 
-// tool finds a program of the server's own version.
+// tool finds a program of the server's own version; of any version whose log is understood, where the server's is not known.
 func (v *volumes) tool(ctx context.Context, name string) (string, error) {
-	candidates := []string{filepath.Join("/usr/lib/postgresql", strconv.Itoa(v.version), "bin", name), filepath.Join(fmt.Sprintf("/usr/pgsql-%d/bin", v.version), name)}
-	if onPath, err := exec.LookPath(name); err == nil {
-		candidates = append(candidates, onPath)
-	}
-	want := regexp.MustCompile(fmt.Sprintf(`\(PostgreSQL\) %d(\.|\D|$)`, v.version))
-	for _, c := range candidates {
-		if _, err := os.Stat(c); err != nil {
-			continue
-		}
-		if out, err := run(ctx, c, "--version"); err == nil && want.Match(out) {
-			return c, nil
+	versions, of := []int{v.version}, strconv.Itoa(v.version)
+	if v.version == 0 {
+		versions, of = nil, fmt.Sprintf("%d to %d", oldestWAL, newestWAL)
+		for version := oldestWAL; version <= newestWAL; version++ {
+			versions = append(versions, version)
 		}
 	}
-	return "", fault.Newf(fault.NotFound, "%s of PostgreSQL %d is not installed here", name, v.version)
+	onPath, missing := exec.LookPath(name)
+	for _, version := range versions {
+		candidates := []string{filepath.Join("/usr/lib/postgresql", strconv.Itoa(version), "bin", name), filepath.Join(fmt.Sprintf("/usr/pgsql-%d/bin", version), name)}
+		if missing == nil {
+			candidates = append(candidates, onPath)
+		}
+		want := regexp.MustCompile(fmt.Sprintf(`\(PostgreSQL\) %d(\.|\D|$)`, version))
+		for _, c := range candidates {
+			if _, err := os.Stat(c); err != nil {
+				continue
+			}
+			if out, err := run(ctx, c, "--version"); err == nil && want.Match(out) {
+				return c, nil
+			}
+		}
+	}
+	return "", fault.Newf(fault.NotFound, "%s of PostgreSQL %s is not installed here", name, of)
 }
 
 func run(ctx context.Context, tool string, args ...string) ([]byte, error) {

@@ -44,6 +44,40 @@ func (l *logged) counted(t *testing.T) (database.AtRisk, error) {
 	return New().AtRisk(t.Context(), l.dirs, l.from)
 }
 
+// TestCountable looks for the programs that read the log. Scripts stand in for those of PostgreSQL 16, which is not installed here.
+func TestCountable(t *testing.T) {
+	bin := t.TempDir()
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	data := func(version string) []string {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "global"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for name, body := range map[string]string{"PG_VERSION": version + "\n", "global/pg_control": ""} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return []string{dir}
+	}
+	expect := func(dirs []string, want string) {
+		t.Helper()
+		err := New().Countable(t.Context(), dirs)
+		if (err == nil) != (want == "") || err != nil && err.Error() != want {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	expect(data("13"), "the log of PostgreSQL 13 is not understood, that of 14 to 17 is")
+	for _, name := range []string{"pg_waldump", "pg_controldata"} {
+		expect(data("16"), name+" of PostgreSQL 16 is not installed here")
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\necho '"+name+" (PostgreSQL) 16.2'\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(data("16"), "")
+	expect(nil, "")
+}
+
 // transactions are what a client may do, and how many committed writes each is.
 var transactions = []struct {
 	name   string

@@ -49,9 +49,17 @@ func (fence) Plan(n plan.Node) (plan.Description, error) {
 	a, err := args[plan.DataArgs](n.Args)
 	return plan.Description{
 		Does: fmt.Sprintf("closes the Services of %s in %s and stops it: connections are held, not refused, for at most %s; nothing where the database does not change",
-			a.Database.Workload, a.Database.Namespace, deadline(a)),
+			a.Database.Workload, a.Database.Namespace, deadline(a)) + budget(a.MaxLost),
 		UndoneBy: "R0: the old version starts on the untouched volumes and the Services open",
 	}, err
+}
+
+// budget says what is looked for first where a restore may discard writes.
+func budget(writes int64) string {
+	if writes == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; fails before that where the up to %d writes that a restore may discard could not be counted", writes)
 }
 
 // Run closes and stops.
@@ -86,6 +94,9 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		}
 		if err := keepsClaims(l.object); err != nil {
 			return step.Outcome{}, err
+		}
+		if err := st.countable(ctx, c, p, a, l, next); err != nil {
+			return refusal(ctx, err)
 		}
 		s = fenced{Since: c.Now, Replicas: int(l.replicas), Sources: l.sources, Old: withoutSecrets(l.bundle())}
 		for _, o := range l.services {

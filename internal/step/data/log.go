@@ -7,6 +7,8 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/plan"
+	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/step"
 )
 
@@ -85,6 +87,33 @@ func (st open) countWrites(ctx context.Context, c step.Call, k fencedCall, s *op
 		n.Rows, n.Value, n.Kind, n.Source = n.Value, writes.Value, string(writes.Kind), writes.Source
 	}
 	return nil
+}
+
+// countable refuses a budget of writes that could not be counted when it matters, before anything of production is closed: by the
+// programs of the new version's image, which a restore would find in service.
+func (b base) countable(ctx context.Context, c step.Call, p place, a plan.DataArgs, l live, next workload) error {
+	engine, err := b.ports.Engine(a.Database.Engine)
+	if err != nil || a.MaxLost == 0 {
+		return err
+	}
+	log, ok := engine.(database.Log)
+	if !ok {
+		return nil // the deploy file is refused
+	}
+	if r, away := p.Platform.(platform.Runner); away {
+		image := next.template.Spec.Containers[0].Image
+		if _, err = r.Run(ctx, c.Key+"/countable", platform.Errand{Namespace: a.Database.Namespace, Delivery: c.Delivery, Like: next.template.Spec, Image: image,
+			Args: []string{"countable", "--engine", a.Database.Engine}}); err != nil {
+			err = fmt.Errorf("a pod of %s says: %w", image, err)
+		}
+	} else {
+		err = log.Countable(ctx, dirsOf(l.sources))
+	}
+	if err == nil || ctx.Err() != nil || fault.Is(err, fault.Transient) {
+		return err
+	}
+	return fault.WithRemedy(fault.Newf(fault.Invalid, "the writes that upgrade.maxLost of database %s allows to discard could not be counted: %w", a.Database.Name, err),
+		"leave maxLost out, and a restore asks a person; or use an image with the programs that read the log")
 }
 
 // within reports whether a budget of writes covers what would be discarded. Rows are no writes: two writes to one row are one

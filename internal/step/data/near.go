@@ -32,11 +32,7 @@ func (b base) prepare(ctx context.Context, c step.Call, p place, db plan.Databas
 		if err != nil {
 			return launch, err
 		}
-		var dirs []string
-		for _, s := range on {
-			dirs = append(dirs, s.Dir)
-		}
-		return engine.Prepare(ctx, dirs, role)
+		return engine.Prepare(ctx, dirsOf(on), role)
 	}
 	e := platform.Errand{Delivery: c.Delivery, Mounts: w.mounts(on), Like: w.template.Spec, Args: []string{"prepare", "--engine", db.Engine, "--role", string(role)}}
 	return launch, runErrand(ctx, r, key, e, on, &launch)
@@ -66,11 +62,7 @@ func runErrand(ctx context.Context, r platform.Runner, key string, e platform.Er
 func (b base) atRisk(ctx context.Context, c step.Call, p place, db plan.Database, l database.Log, now live, from, key string) (database.AtRisk, error) {
 	r, away := p.Platform.(platform.Runner)
 	if !away {
-		var dirs []string
-		for _, s := range now.sources {
-			dirs = append(dirs, s.Dir)
-		}
-		return l.AtRisk(ctx, dirs, from)
+		return l.AtRisk(ctx, dirsOf(now.sources), from)
 	}
 	e := platform.Errand{Delivery: c.Delivery, Mounts: now.mounts(now.sources), Like: now.template.Spec, Image: now.template.Spec.Containers[0].Image,
 		Args: []string{"at-risk", "--engine", db.Engine, "--from", from}}
@@ -83,6 +75,15 @@ func (b base) atRisk(ctx context.Context, c step.Call, p place, db plan.Database
 		err = fmt.Errorf("read the log by a pod of %s: %w", e.Image, err)
 	}
 	return n, err
+}
+
+// dirsOf returns where volumes are on this machine.
+func dirsOf(on []volume.Source) []string {
+	var dirs []string
+	for _, s := range on {
+		dirs = append(dirs, s.Dir)
+	}
+	return dirs
 }
 
 // files returns the volumes of a clone.

@@ -97,6 +97,7 @@ type site struct {
 	store    *sqlite.Store
 	engine   *engine.Engine
 	isolated *isolations
+	engines  map[string]database.Engine
 	ports    step.Ports
 	reports  string
 }
@@ -162,13 +163,13 @@ func newSite(t *testing.T) *site {
 	if s.store, err = sqlite.Open(t.Context(), filepath.Join(dir, "s.db")); err != nil {
 		t.Fatal(err)
 	}
-	engines := map[string]database.Engine{"postgres": postgres.New(),
+	s.engines = map[string]database.Engine{"postgres": postgres.New(),
 		"mongodb": mongodb.New(mongodb.Options{HelperCommand: []string{"/usr/bin/env", helperEnv + "=1", self}})}
 	s.isolated = &isolations{Platform: s.platform, open: map[string]bool{}}
 	ports := step.Ports{
 		Platform: func(string) (platform.Platform, error) { return s.isolated, nil },
 		Volumes:  func(string) (volume.Driver, error) { return s.volumes, nil },
-		Engine:   func(n string) (database.Engine, error) { return engines[n], nil },
+		Engine:   func(n string) (database.Engine, error) { return s.engines[n], nil },
 		Metrics:  func(n string) (metrics.Provider, error) { return nil, fault.Newf(fault.NotFound, "no provider %s", n) },
 		Secret:   func(n string) (string, error) { return "", fault.Newf(fault.NotFound, "no secret %s", n) },
 		Callback: func(string) string { return "" },
