@@ -279,6 +279,9 @@ func stepLine(n plan.Node, st delivery.NodeStatus) string {
 // changed returns the lines that tell what differs between two states of a delivery, for plain output.
 func changed(before, after store.Delivery) []string {
 	var lines []string
+	if w := after.Status.Waits; w != "" && w != before.Status.Waits {
+		lines = append(lines, "waits: "+w)
+	}
 	nodes := slices.Clone(after.Spec.Graph.Nodes)
 	// What has ended comes in the order in which it did, before what that has started.
 	slices.SortStableFunc(nodes, func(x, y plan.Node) int {

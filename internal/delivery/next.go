@@ -101,6 +101,10 @@ func (m *machine) observe(o Observation) {
 		}
 		return
 	}
+	if o.Kind == Blocked {
+		m.s.Waits = o.Error
+		return
+	}
 	n, ok := m.node(o.Path)
 	st := m.s.Nodes[o.Path]
 	if !ok || o.Entry != st.Entry {

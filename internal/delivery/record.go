@@ -62,6 +62,7 @@ const (
 type Status struct {
 	State    State                   `json:"state"`
 	Reason   string                  `json:"reason,omitempty"` // one sentence
+	Waits    string                  `json:"waits,omitempty"`  // why no step is entered: somebody else has what it goes to
 	Paused   bool                    `json:"paused,omitempty"`
 	Cancel   string                  `json:"cancel,omitempty"` // who cancelled and why, "" if nobody did
 	Accepted bool                    `json:"accepted,omitempty"`
@@ -134,6 +135,7 @@ const (
 	Erred     = "error"
 	SavedSome = "saved"
 	Stopped   = "stopped"
+	Blocked   = "blocked" // no step is entered, its error says why; without one they are again
 )
 
 // Observation is something that the engine has seen.

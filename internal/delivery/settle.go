@@ -290,6 +290,9 @@ func (m *machine) whole() {
 func (m *machine) proceed(s State) {
 	m.s.State, m.s.Ended = s, time.Time{}
 	m.s.Reason = m.reason()
+	if m.s.Waits != "" {
+		m.s.Reason = strings.TrimSuffix("it waits: "+m.s.Waits+"; "+m.s.Reason, "; ")
+	}
 }
 
 func (m *machine) finish(s State) {
@@ -371,7 +374,7 @@ func (m *machine) clean() {
 		}
 	}
 	if last == "" {
-		m.s.Done = true
+		m.s.Done, m.s.Waits = true, ""
 		return
 	}
 	st := m.s.Nodes[last]

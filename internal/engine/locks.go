@@ -39,29 +39,27 @@ func (e *Engine) take(ctx context.Context, spec delivery.Spec) (time.Time, error
 	return e.o.Locks.Take(ctx, spec)
 }
 
-// locked reports whether what the delivery goes to is its own. Until it is, no step is entered.
-func (w *worker) locked(ctx context.Context, spec delivery.Spec) bool {
-	if w.e.o.Locks == nil {
-		return true
-	}
+// locked returns why what the delivery goes to is not its own, "" where it is. Until then no step is entered.
+func (w *worker) locked(ctx context.Context, spec delivery.Spec) (why string) {
 	now := w.e.o.Clock.Now()
-	if now.Before(w.lock) {
-		return w.held
+	if w.e.o.Locks == nil || now.Before(w.lock) {
+		return w.why
 	}
 	again, err := w.e.take(ctx, spec)
 	if err == nil {
-		w.held, w.lock = true, again
-		return true
+		w.held, w.why, w.lock = true, "", again
+		return ""
 	}
 	if ctx.Err() != nil {
-		return false
+		return w.why
 	}
 	w.lock = now.Add(lockAgain)
 	_, other := errors.AsType[*store.ErrRunning](err)
-	w.held = w.held && !other // a cluster that is away does not give to others what is ours
+	if w.held = w.held && !other; !w.held { // a cluster that is away does not give to others what is ours
+		w.why = err.Error()
+	}
 	w.e.o.Log.Warn("the delivery waits for the lock of its application", "delivery", w.id, "error", err)
-	w.e.o.Progress(Progress{Delivery: w.id, Line: "waits: " + err.Error(), At: now})
-	return w.held
+	return w.why
 }
 
 // unlock gives the lock of a delivery that ends back.

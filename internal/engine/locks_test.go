@@ -2,6 +2,8 @@ package engine_test
 
 import (
 	"context"
+	"encoding/json"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -92,4 +94,79 @@ func TestLockOfOneThatCouldNotGiveItBack(t *testing.T) {
 	l.mu.Unlock()
 	r.start("b", false, "x")
 	r.until("b", done)
+}
+
+// hasty is a lock with a clock that goes a hundred times as fast.
+type hasty struct {
+	*lock
+	began time.Time
+}
+
+func (h *hasty) Now() time.Time { return h.began.Add(100 * time.Since(h.began)) }
+
+func (h *hasty) After(d time.Duration) (<-chan time.Time, func()) {
+	return engine.Wall{}.After(d / 100)
+}
+
+// TestWaitsForALock keeps a delivery past Start, as a controller finds it, while somebody else has the lock: no step of it is
+// entered, and it says why, until the lock is free.
+func TestWaitsForALock(t *testing.T) {
+	l := &lock{ended: map[string]string{}, holder: "another engine's"}
+	f := &fake{}
+	r := run(t, f, func(s engine.Store) engine.Store { l.Store = s; return &hasty{lock: l, began: time.Now()} })
+	if _, err := r.store.Create(t.Context(), delivery.Spec{ID: "a", Application: "app", Graph: graph("x")}); err != nil {
+		t.Fatal(err)
+	}
+	s := r.until("a", func(s delivery.Status) bool { return s.Waits != "" })
+	if want := `it waits: delivery another engine's of application "app" is still running`; s.Reason != want || s.State != delivery.Running {
+		t.Errorf("it is %s: %s", s.State, s.Reason)
+	}
+	f.mu.Lock()
+	if len(f.did) > 0 {
+		t.Errorf("meanwhile it did %v", f.did)
+	}
+	f.mu.Unlock()
+	l.mu.Lock()
+	l.holder = ""
+	l.mu.Unlock()
+	if s = r.until("a", done); s.State != delivery.Succeeded || s.Waits != "" || s.Reason != "every step passed" {
+		t.Errorf("it is %s: %s, waits: %s", s.State, s.Reason, s.Waits)
+	}
+}
+
+// TestRefusedSignals keeps signals past Signal, as a controller finds them: what cannot be taken in is in the journal, and why.
+func TestRefusedSignals(t *testing.T) {
+	r := run(t, &fake{}, nil)
+	r.start("a", false, "approve", "x")
+	r.until("a", waiting("approve"))
+	for _, s := range []delivery.Signal{
+		{Key: "1", Kind: delivery.Approve, Path: "x", By: "eve"},
+		{Key: "2", Kind: "dance", By: "eve"},
+		{Key: "approve/approve", Kind: delivery.Approve, Path: "approve", By: "alice"},
+	} {
+		if _, err := r.store.Signal(t.Context(), "a", s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := r.until("a", done); s.State != delivery.Succeeded {
+		t.Errorf("it is %s: %s", s.State, s.Reason)
+	}
+	records, err := r.store.(store.Journaler).Journal(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, record := range records {
+		if record.Kind != store.Refused {
+			continue
+		}
+		var not store.Refusal
+		if err := json.Unmarshal(record.Data, &not); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, not.Signal.By+": "+not.Why)
+	}
+	if want := []string{"eve: step x has not begun", `eve: signal kind "dance" is not known`}; !slices.Equal(got, want) {
+		t.Errorf("refused were %q, want %q", got, want)
+	}
 }

@@ -24,7 +24,7 @@ type running struct {
 	events <-chan store.Event
 }
 
-// run starts an engine on a new store; wrap may put something before the store, which may be locks as well.
+// run starts an engine on a new store; wrap may put something before the store, which may be locks as well, or a clock.
 func run(t *testing.T, s step.Step, wrap func(engine.Store) engine.Store) *running {
 	t.Helper()
 	db, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "s.db"))
@@ -41,7 +41,8 @@ func run(t *testing.T, s step.Step, wrap func(engine.Store) engine.Store) *runni
 		r.store = wrap(db)
 	}
 	locks, _ := r.store.(engine.Locks)
-	r.Engine = engine.New(engine.Options{Store: r.store, Steps: map[string]step.Step{"fake": s}, Locks: locks})
+	clock, _ := r.store.(engine.Clock)
+	r.Engine = engine.New(engine.Options{Store: r.store, Steps: map[string]step.Step{"fake": s}, Locks: locks, Clock: clock})
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
 	t.Cleanup(func() {

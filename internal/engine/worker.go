@@ -25,6 +25,7 @@ type worker struct {
 	status  delivery.Status
 	lock    time.Time     // when the lock is to be taken again
 	held    bool          // the lock is the delivery's
+	why     string        // it is not
 	gone    chan struct{} // closed when the worker has ended
 }
 
@@ -62,7 +63,12 @@ func (w *worker) run(ctx context.Context) error {
 			return nil
 		}
 		obs = nil
-		if w.locked(ctx, spec) {
+		switch why := w.locked(ctx, spec); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case why != w.status.Waits:
+			obs = []delivery.Observation{{Kind: delivery.Blocked, Error: why}}
+		case why == "":
 			obs = w.perform(ctx, spec, actions)
 		}
 		if len(obs) > 0 {
@@ -132,6 +138,10 @@ func (w *worker) step(ctx context.Context, obs []delivery.Observation) ([]delive
 		return nil, d.Spec, err
 	}
 	now := w.e.o.Clock.Now()
+	refused, err := refusals(d, now, obs)
+	if err != nil {
+		return nil, d.Spec, err
+	}
 	for _, s := range d.Signals {
 		obs = append(obs, delivery.Observation{Kind: delivery.Signalled, Seq: s.Seq, Signal: &s.Signal})
 	}
@@ -155,7 +165,7 @@ func (w *worker) step(ctx context.Context, obs []delivery.Observation) ([]delive
 			return nil, d.Spec, err
 		}
 		err = w.e.inTurn(ctx, func() error {
-			_, err := w.e.o.Store.Swap(ctx, w.id, d.Revision, next, records)
+			_, err := w.e.o.Store.Swap(ctx, w.id, d.Revision, next, append(refused, records...))
 			return err
 		})
 		if err != nil {
@@ -163,6 +173,27 @@ func (w *worker) step(ctx context.Context, obs []delivery.Observation) ([]delive
 		}
 	}
 	return actions, d.Spec, nil
+}
+
+// refusals are the records of signals that a delivery cannot take in, and why: whoever sent one past Signal is not told
+// otherwise. obs are what comes before them.
+func refusals(d store.Delivery, now time.Time, obs []delivery.Observation) (out []store.Record, err error) {
+	s := d.Status
+	for _, sig := range d.Signals {
+		if sig.Seq <= d.Status.Seen {
+			continue
+		}
+		s, _ = delivery.Next(d.Spec, s, now, obs)
+		if why := delivery.Check(d.Spec, s, sig.Signal); why != nil {
+			data, err := json.Marshal(store.Refusal{Signal: sig.Signal, Why: why.Error()})
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, store.Record{Kind: store.Refused, Path: sig.Path, At: now, Data: data})
+		}
+		obs = []delivery.Observation{{Kind: delivery.Signalled, Seq: sig.Seq, Signal: &sig.Signal}}
+	}
+	return out, nil
 }
 
 // inTurn calls f when it is its turn.
@@ -187,8 +218,11 @@ func (w *worker) records(obs []delivery.Observation, actions []delivery.Action, 
 			return nil, err
 		}
 		kind := "outcome"
-		if o.Kind == delivery.SavedSome {
+		switch o.Kind {
+		case delivery.SavedSome:
 			kind = "saved"
+		case delivery.Blocked:
+			kind = "blocked"
 		}
 		out = append(out, store.Record{Kind: kind, Path: o.Path, Entry: o.Entry, At: now, Data: data})
 	}

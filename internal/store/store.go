@@ -41,6 +41,15 @@ type Record struct {
 	Hash  string          `json:"hash"`
 }
 
+// Refused is the kind of the record of a signal that a delivery did not take in; its data is a Refusal.
+const Refused = "refused"
+
+// Refusal says why a signal was not taken in.
+type Refusal struct {
+	Signal delivery.Signal `json:"signal"`
+	Why    string          `json:"why"`
+}
+
 // Event says that something of a delivery has changed: load it.
 type Event struct {
 	ID string

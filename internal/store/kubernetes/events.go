@@ -3,24 +3,30 @@ package kubernetes
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sluice-cd/sluice/api/v1alpha1"
 	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/store"
 )
 
 // mostEvents is how many Events may wait to be written.
 const mostEvents = 4096
 
-// tell records an Event where the phase of a delivery has changed, or the step that it is at.
+// tell records an Event where the phase of a delivery has changed, or the step that it is at, or where it began to wait for a lock.
 func (s *Store) tell(old, d *v1alpha1.Delivery) {
 	var reason, message string
 	switch was, is := old.Status, d.Status; {
+	case waits(is) && !waits(was):
+		reason, message = waitingForLock, is.Reason
 	case was.Phase != is.Phase:
 		reason, message = is.Phase, cmp.Or(is.Reason, is.Step, "the delivery is "+is.Phase)
 	case was.Step != is.Step && is.Step != "":
@@ -29,12 +35,29 @@ func (s *Store) tell(old, d *v1alpha1.Delivery) {
 		return
 	}
 	kind := corev1.EventTypeNormal
-	switch d.Status.Phase {
-	case string(delivery.Failed), string(delivery.RollingBack):
+	switch reason {
+	case string(delivery.Failed), string(delivery.RollingBack), waitingForLock:
 		kind = corev1.EventTypeWarning
 	}
 	// The name follows from the revision, so that a write that is repeated tells nothing twice.
 	s.event(d, fmt.Sprintf("%s.%d", d.Name, d.Status.Revision), kind, reason, message)
+}
+
+func waits(s v1alpha1.DeliveryStatus) bool {
+	c := meta.FindStatusCondition(s.Conditions, "Ready")
+	return c != nil && c.Reason == waitingForLock
+}
+
+// tellRefused records an Event for each action that a delivery did not take in.
+func (s *Store) tellRefused(d *v1alpha1.Delivery, records []store.Record) {
+	for i, r := range records {
+		var not store.Refusal
+		if r.Kind != store.Refused || json.Unmarshal(r.Data, &not) != nil {
+			continue
+		}
+		s.event(d, fmt.Sprintf("%s.%d.refused-%d", d.Name, d.Status.Revision, i), corev1.EventTypeWarning, "ActionRefused",
+			fmt.Sprintf("%s by %s: %s", strings.TrimSpace(not.Signal.Kind+" "+not.Signal.Path), cmp.Or(not.Signal.By, "nobody"), not.Why))
+	}
 }
 
 // event has an Event of a delivery be written, which nothing waits for: Events are for people, the status is what holds.

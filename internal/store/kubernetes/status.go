@@ -108,6 +108,10 @@ func open(p delivery.Phase) int {
 	}
 }
 
+// waitingForLock is the reason of conditions and Events of a delivery that does nothing because another one, of another engine,
+// goes to the same place.
+const waitingForLock = "WaitingForLock"
+
 // conditions are what kubectl wait, kstatus and Argo CD's health understand.
 func conditions(d *v1alpha1.Delivery, s delivery.Status) {
 	ready, moving, stalled := metav1.ConditionFalse, metav1.ConditionTrue, metav1.ConditionFalse
@@ -124,6 +128,10 @@ func conditions(d *v1alpha1.Delivery, s delivery.Status) {
 			}
 		}
 	}
+	is := string(s.State)
+	if s.Waits != "" && !s.State.Final() {
+		is = waitingForLock
+	}
 	message := cmp.Or(s.Reason, d.Status.Step)
 	if len(message) > 1024 {
 		message = message[:1024]
@@ -131,7 +139,7 @@ func conditions(d *v1alpha1.Delivery, s delivery.Status) {
 	for kind, c := range map[string]struct {
 		is     metav1.ConditionStatus
 		reason string
-	}{"Ready": {ready, string(s.State)}, "Reconciling": {moving, string(s.State)}, "Stalled": {stalled, cmp.Or(stuck, "NotStalled")}} {
+	}{"Ready": {ready, is}, "Reconciling": {moving, is}, "Stalled": {stalled, cmp.Or(stuck, "NotStalled")}} {
 		meta.SetStatusCondition(&d.Status.Conditions, metav1.Condition{Type: kind, Status: c.is, ObservedGeneration: d.Generation,
 			Reason: cmp.Or(c.reason, string(delivery.Pending)), Message: message})
 	}

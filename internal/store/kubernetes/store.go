@@ -275,6 +275,7 @@ func (s *Store) Swap(ctx context.Context, id string, at store.Revision, st deliv
 		d, err := s.swap(ctx, old, st, records)
 		if err == nil {
 			s.swapped(ctx, old, d, st)
+			s.tellRefused(d, records)
 			return store.Revision(d.Status.Revision), nil
 		}
 		if !apierrors.IsConflict(err) {
