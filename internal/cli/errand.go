@@ -24,7 +24,7 @@ import (
 // errandCommand is what Sluice's own pods in a cluster run. People never call it.
 func errandCommand() *cobra.Command {
 	c := &cobra.Command{Use: "errand", Hidden: true}
-	c.AddCommand(prepareErrand(), atRiskErrand(), countableErrand(), compareErrand(), fingerprintErrand(), installErrand(), probeErrand())
+	c.AddCommand(prepareErrand(), atRiskErrand(), countableErrand(), compareErrand(), fingerprintErrand(), installErrand(), probeErrand(), sendErrand(), receiveErrand())
 	return c
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sluice-cd/sluice/internal/config"
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/plan"
@@ -50,6 +52,9 @@ Exit code with --diff, as of kubectl diff: 0 nothing differs, 1 something differ
 			if err := a.unfit(c.Context(), spec.Graph); err != nil {
 				return err
 			}
+			if err := a.movers(spec.Graph); err != nil {
+				return unreadable(err)
+			}
 			lacks, err := a.unready(spec.Graph)
 			if err != nil {
 				return unreadable(err)
@@ -63,6 +68,41 @@ Exit code with --diff, as of kubectl diff: 0 nothing differs, 1 something differ
 	f.bind(c)
 	c.Flags().BoolVar(&diff, "diff", false, "show what differs from the live objects; exit code 1 if anything does")
 	return c
+}
+
+// movers adds to copies that go to another account how their volumes get there, which the configuration decides.
+func (a *app) movers(g plan.Graph) error {
+	c, err := config.Load(a.config)
+	if err != nil {
+		return err
+	}
+	return eachCopy(g, func(n *plan.Node, from, to string) error {
+		if why := c.Apart(from, to); why != "" {
+			n.Description.Does += fmt.Sprintf("; the volumes are streamed over the network from account %s to %s, because %s", from, to, why)
+		} else {
+			n.Description.Does += fmt.Sprintf("; the volumes are snapshots that account %s hands on to %s, as both share one storage", from, to)
+		}
+		return nil
+	})
+}
+
+// eachCopy calls do for the copies that go from one account to another.
+func eachCopy(g plan.Graph, do func(n *plan.Node, from, to string) error) error {
+	for i, n := range g.Nodes {
+		if n.Kind != plan.KindCopyData {
+			continue
+		}
+		var args plan.CopyArgs
+		if err := json.Unmarshal(n.Args, &args); err != nil {
+			return err
+		}
+		if from, to := args.Database.Account, args.To.Account; from != to {
+			if err := do(&g.Nodes[i], from, to); err != nil {
+				return fmt.Errorf("step %s: %w", n.Path, err)
+			}
+		}
+	}
+	return nil
 }
 
 // unreadable gives errors of reading files the exit code of what could not be told; a refusal keeps its own.

@@ -24,7 +24,7 @@ func (a *app) unfit(ctx context.Context, g plan.Graph) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(meshless(c, g), a.unowned(ctx, c, g))
+	return errors.Join(meshless(c, g), unreached(c, g), a.unowned(ctx, c, g))
 }
 
 // meshless refuses a mesh on this machine.
@@ -41,6 +41,11 @@ func meshless(c *config.Config, g plan.Graph) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unreached refuses copies for which the configuration names no way.
+func unreached(c *config.Config, g plan.Graph) error {
+	return eachCopy(g, func(_ *plan.Node, from, to string) error { return c.Streamed(from, to) })
 }
 
 // unowned refuses a plan for a database whose workload belongs to an operator, before hours of work end there: it would undo

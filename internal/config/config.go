@@ -23,6 +23,9 @@ const (
 	Kubernetes = "kubernetes"
 )
 
+// LoadBalancer as Stream of an account: the cluster gives an address to what others reach.
+const LoadBalancer = "loadBalancer"
+
 // Prometheus is the kind of metric provider.
 const Prometheus = "prometheus"
 
@@ -52,6 +55,7 @@ type Account struct {
 	Jobs       Jobs     // of a Kubernetes one
 	CopyAs     string   // of a Kubernetes one: the user who copies volumes, whom the account's own impersonates; "" means itself
 	RestoreAs  string   // likewise, the user who swaps them
+	Stream     string   // of a Kubernetes one whose storage other accounts do not share: the host at which their pods reach its nodes, or LoadBalancer
 }
 
 // Jobs say how Sluice's own pods run in a cluster: those that ready the volumes of copies, that read databases, and
@@ -139,6 +143,29 @@ func (c *Config) Account(name string) (Account, error) {
 		return Account{}, c.missing("account", name, "accounts", slices.Sorted(maps.Keys(c.Accounts)))
 	}
 	return a, nil
+}
+
+// Apart tells why an account does not have the snapshots of volumes of another one, "" where it has them: all clusters are taken to
+// share one storage but for those that say otherwise.
+func (c *Config) Apart(from, to string) string {
+	if from == to {
+		return ""
+	}
+	for _, name := range []string{to, from} {
+		if c.Accounts[name].Stream != "" {
+			return fmt.Sprintf("account %s has a storage of its own", name)
+		}
+	}
+	return ""
+}
+
+// Streamed refuses an account to which volumes are to be streamed and that does not say how it is reached.
+func (c *Config) Streamed(from, to string) error {
+	if why := c.Apart(from, to); why != "" && c.Accounts[to].Stream == "" {
+		return fault.WithRemedy(fault.Newf(fault.Invalid, "volumes cannot be copied from account %s to %s: %s, and account %s does not say how volumes are streamed to it", from, to, why, to),
+			"set `stream` of account %s to a host at which the pods of account %s reach its nodes, or to %s", to, from, LoadBalancer)
+	}
+	return nil
 }
 
 // MetricProvider returns a configured provider. With no name and only one provider it is that one.

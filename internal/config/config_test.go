@@ -39,6 +39,7 @@ accounts:
     adopt: [helm]
     copyAs: system:serviceaccount:sluice-system:sluice-copier
     restoreAs: somebody
+    stream: 203.0.113.7
     jobs:
       image: registry.example.org/sluice:1
       limits: {cpu: 500m, memory: 512Mi}
@@ -72,7 +73,7 @@ roles:
 			"laptop":    {Name: "laptop", Kind: Local, Directory: "/etc/sluice/state/laptop"},
 			"elsewhere": {Name: "elsewhere", Kind: Local, Directory: "/var/lib/elsewhere"},
 			"cluster01": {Name: "cluster01", Kind: Kubernetes, Context: "prod", Kubeconfig: "/etc/sluice/kube/config", Adopt: []string{"helm"},
-				CopyAs: "system:serviceaccount:sluice-system:sluice-copier", RestoreAs: "somebody",
+				CopyAs: "system:serviceaccount:sluice-system:sluice-copier", RestoreAs: "somebody", Stream: "203.0.113.7",
 				Jobs: Jobs{Image: "registry.example.org/sluice:1",
 					Limits:      corev1.ResourceList{"cpu": resource.MustParse("500m"), "memory": resource.MustParse("512Mi")},
 					Tolerations: []corev1.Toleration{{Key: "dedicated", Operator: "Equal", Value: "databases", Effect: "NoSchedule"}}}},
@@ -304,4 +305,29 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("a configuration and an error: %v, %v", c, err)
 		}
 	})
+}
+
+// TestWhoHasWhoseSnapshots: one account with a storage of its own is apart from all others, and must be reached by what is streamed.
+func TestWhoHasWhoseSnapshots(t *testing.T) {
+	c := parse(t, `
+accounts:
+  a: {kind: kubernetes, context: a}
+  b: {kind: kubernetes, context: b}
+  own: {kind: kubernetes, context: c, stream: nodes.example.org}
+  cloud: {kind: kubernetes, context: d, stream: loadBalancer}
+`)
+	for _, x := range []struct {
+		from, to, why string
+		reached       bool
+	}{{"a", "b", "", true}, {"own", "own", "", true}, {"a", "own", "account own has a storage of its own", true}, {"own", "a", "account own has a storage of its own", false},
+		{"own", "cloud", "account cloud has a storage of its own", true}} {
+		if why, err := c.Apart(x.from, x.to), c.Streamed(x.from, x.to); why != x.why || (err == nil) != x.reached {
+			t.Errorf("from %s to %s: %q, %v", x.from, x.to, why, err)
+		}
+	}
+	for _, wrong := range []string{"10.0.0.1:30000", "https://host", "''"} {
+		if _, err := Parse("x", []byte("accounts: {a: {kind: kubernetes, stream: "+wrong+"}}")); err == nil {
+			t.Errorf("stream %s is taken", wrong)
+		}
+	}
 }

@@ -64,7 +64,7 @@ func (r *reader) controller(n ast.Node) Controller {
 
 func (r *reader) account(name string, n ast.Node) Account {
 	a := Account{Name: name}
-	var directory, context, kubeconfig, adopt, jobs, copyAs, restoreAs ast.Node
+	var directory, context, kubeconfig, adopt, jobs, copyAs, restoreAs, stream ast.Node
 	ok := r.keys(n, "account "+name, map[string]func(ast.Node){
 		"kind":       func(n ast.Node) { a.Kind = r.oneOf(n, "kind", Local, Kubernetes) },
 		"directory":  func(n ast.Node) { directory, a.Directory = n, r.file(n, "directory") },
@@ -74,6 +74,7 @@ func (r *reader) account(name string, n ast.Node) Account {
 		"jobs":       func(n ast.Node) { jobs, a.Jobs = n, r.jobs(name, n) },
 		"copyAs":     func(n ast.Node) { copyAs, a.CopyAs = n, r.text(n, "copyAs") },
 		"restoreAs":  func(n ast.Node) { restoreAs, a.RestoreAs = n, r.text(n, "restoreAs") },
+		"stream":     func(n ast.Node) { stream, a.Stream = n, r.host(n, "stream") },
 	})
 	if a.Kind == "" {
 		switch {
@@ -88,12 +89,21 @@ func (r *reader) account(name string, n ast.Node) Account {
 	if a.Kind == Kubernetes && directory != nil {
 		r.wrong(directory, "", "account %s is a Kubernetes cluster and has no directory", name)
 	}
-	for _, k := range []ast.Node{context, kubeconfig, adopt, jobs, copyAs, restoreAs} {
+	for _, k := range []ast.Node{context, kubeconfig, adopt, jobs, copyAs, restoreAs, stream} {
 		if a.Kind == Local && k != nil {
-			r.wrong(k, "", "account %s is local: only a Kubernetes cluster has context, kubeconfig, adopt, jobs, copyAs and restoreAs", name)
+			r.wrong(k, "", "account %s is local: only a Kubernetes cluster has context, kubeconfig, adopt, jobs, copyAs, restoreAs and stream", name)
 		}
 	}
 	return a
+}
+
+// host reads a host without a port.
+func (r *reader) host(n ast.Node, what string) string {
+	h := r.text(n, what)
+	if h == "" || strings.ContainsAny(h, "/ ") || strings.Contains(h, ":") && net.ParseIP(h) == nil {
+		r.wrong(n, "write the name or the address of a host, without a port, or "+LoadBalancer, "%s is %q", what, h)
+	}
+	return h
 }
 
 // jobs reads how Sluice's own pods run.

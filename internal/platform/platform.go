@@ -214,6 +214,15 @@ type Runner interface {
 	End(ctx context.Context, namespace, delivery string) error
 }
 
+// Streamer is a Runner whose commands are reached from other clusters.
+type Streamer interface {
+	Runner
+	// Address waits for the address at which the command of a key, one with a port, is reached from other clusters.
+	Address(ctx context.Context, key, namespace string) (string, error)
+	// Abandon ends what Run has begun by this key, if it has. No pod of it mounts a claim then.
+	Abandon(ctx context.Context, key string, e Errand) error
+}
+
 // Errand is a command of Sluice that runs beside volumes, or beside databases.
 type Errand struct {
 	Namespace string
@@ -226,6 +235,8 @@ type Errand struct {
 	Services  []manifest.Ref    // beside databases: closed or not, the command may connect to these and to nothing else
 	Within    time.Duration     // from its start on; 0: ten minutes
 	Parts     int               // how many times 256 KiB its report may have, compressed; 0: once
+	Listens   int               // the port at which other clusters reach it; 0: none
+	Resumes   bool              // it goes on where it was when it was killed, so its pod is made again, however often
 	Progress  func(line string) // is told what the command says; may be nil
 }
 

@@ -29,6 +29,7 @@ const (
 	Reflink  Method = "reflink"        // shares blocks, file by file
 	Plain    Method = "copy"           // every byte, file by file
 	CSI      Method = "csi snapshot"   // atomic, by the storage behind a cluster
+	Stream   Method = "stream"         // every byte, from a snapshot over the network to storage that does not have it
 )
 
 // Source is one volume of a running workload, by the claim that mounts it. Dir is where its files are, for drivers of
@@ -125,6 +126,12 @@ type Driver interface {
 	// Delete removes a copy. It refuses protected ones, also where another copy's protection covers the same volumes, those bound
 	// to a live claim that it did not make, and those with children.
 	Delete(ctx context.Context, c Copy) error
+}
+
+// Teller is a Driver whose copies may take long.
+type Teller interface {
+	// Telling returns the driver that tells how far it is. It may tell from several goroutines.
+	Telling(say func(line string)) Driver
 }
 
 // Binder is how a driver of directories tells the platform which directory is behind a claim. The local platform

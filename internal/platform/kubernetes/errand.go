@@ -30,7 +30,7 @@ import (
 )
 
 var (
-	_ platform.Runner   = (*Platform)(nil)
+	_ platform.Streamer = (*Platform)(nil)
 	_ platform.Isolator = (*Platform)(nil)
 )
 
@@ -44,6 +44,11 @@ type Jobs struct {
 // errandPrefix is how the names of errands begin.
 const errandPrefix = "sluice-errand-"
 
+// errandName is the name of all that is made for the errand of a key.
+func errandName(key string) string {
+	return errandPrefix + strings.TrimPrefix(name(key), "sluice-")[:12]
+}
+
 // errandWithin is how long an errand may take that does not say it, with all that its pod waits for.
 const errandWithin = 10 * time.Minute
 
@@ -53,13 +58,16 @@ func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) (json
 	if err := p.ownImage(); err != nil {
 		return nil, err
 	}
+	if e.Listens != 0 && p.c.Stream == "" {
+		return nil, fault.Newf(fault.Invalid, "account %s does not say how other clusters reach it", p.c.Account)
+	}
 	if e.Parts == 0 {
 		e.Parts = 1
 	}
 	if e.Within == 0 {
 		e.Within = errandWithin
 	}
-	w := &work{p: p, e: e, name: errandPrefix + strings.TrimPrefix(name(key), "sluice-")[:12], id: key}
+	w := &work{p: p, e: e, name: errandName(key), id: key}
 	if err := w.prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -199,6 +207,9 @@ func (w *work) objects(ctx context.Context) ([]need, error) {
 	}
 	for _, name := range results {
 		all = append(all, need{secrets(), &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(name), Type: "sluice.dev/result"}})
+	}
+	if w.e.Listens != 0 {
+		all = append(all, need{services(), w.service()})
 	}
 	to, err := w.destinations(ctx)
 	if err != nil {
@@ -351,6 +362,9 @@ func (w *work) delete(ctx context.Context) error {
 	}
 	for _, r := range []schema.GroupVersionResource{roleBindings(), roles(), serviceAccounts(), networkPolicies()} {
 		remove(r, w.name)
+	}
+	if w.e.Listens != 0 {
+		remove(services(), w.name)
 	}
 	for _, r := range []schema.GroupVersionResource{secrets(), pods()} {
 		g.Go(func() error {

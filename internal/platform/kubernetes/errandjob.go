@@ -29,19 +29,26 @@ const (
 func (w *work) job() *batchv1.Job {
 	retries, keep, yes := int32(1), int32(3600), true
 	within := max(1, int64(w.e.Within/time.Second))
+	rules := []batchv1.PodFailurePolicyRule{{Action: batchv1.PodFailurePolicyActionIgnore, OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{
+		{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}}}}
+	if w.e.Resumes {
+		retries = manyKills
+	} else {
+		rules = append(rules, batchv1.PodFailurePolicyRule{Action: batchv1.PodFailurePolicyActionFailJob, OnExitCodes: &batchv1.PodFailurePolicyOnExitCodesRequirement{
+			Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: []int32{killed}}})
+	}
 	return &batchv1.Job{TypeMeta: metav1.TypeMeta{APIVersion: "batch/v1", Kind: "Job"}, ObjectMeta: w.meta(w.name),
 		Spec: batchv1.JobSpec{BackoffLimit: &retries, ActiveDeadlineSeconds: &within, TTLSecondsAfterFinished: &keep, Suspend: &yes,
-			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: []batchv1.PodFailurePolicyRule{
-				{Action: batchv1.PodFailurePolicyActionIgnore, OnPodConditions: []batchv1.PodFailurePolicyOnPodConditionsPattern{
-					{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue}}},
-				{Action: batchv1.PodFailurePolicyActionFailJob, OnExitCodes: &batchv1.PodFailurePolicyOnExitCodesRequirement{
-					Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: []int32{killed}}}}},
+			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: rules},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(w.e.Delivery)}},
 				Spec: w.pod()}}}
 }
 
 // killed is how a container ends that is out of memory.
 const killed = 137
+
+// manyKills is how often a pod is made again whose command resumes: what ends it is its deadline.
+const manyKills = 100
 
 // pod is the pod of the Job. Files of volumes belong to the pod that the claims are of, so it runs as that pod's user, and where
 // that one may.

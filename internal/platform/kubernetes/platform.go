@@ -48,6 +48,7 @@ type Config struct {
 	Adopt      []string      // field managers whose fields are taken over besides kubectl's
 	Grace      time.Duration // how long a pod may find no node; 0 means two minutes
 	Jobs       Jobs          // how Sluice's own pods run there
+	Stream     string        // the host at which other clusters reach ports of this one's nodes, or LoadBalancer; "" where they do not
 	Log        *slog.Logger
 
 	// Expose makes the address of a Service, which is answered until its time is over; nil where nobody would answer.

@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-cd/sluice/internal/volume"
 	"github.com/sluice-cd/sluice/internal/volume/csi"
 	"github.com/sluice-cd/sluice/internal/volume/reflink"
+	"github.com/sluice-cd/sluice/internal/volume/stream"
 )
 
 // connectWithin is how long an account may take until it can be used.
@@ -90,6 +91,22 @@ func (a *accounts) clients(name string) (csi.Clients, error) {
 	return k.clients, nil
 }
 
+// streamer returns the cluster of an account for what is streamed from or to it.
+func (a *accounts) streamer(name string) (platform.Streamer, error) {
+	p, err := a.platform(name)
+	if err != nil {
+		return nil, err
+	}
+	s, ok := p.(platform.Streamer)
+	if !ok {
+		return nil, fault.Newf(fault.Invalid, "account %s is no cluster: volumes are streamed between clusters only", name)
+	}
+	return s, nil
+}
+
+// apart is asked by the drivers of volumes.
+func (a *accounts) apart(from, to string) string { return a.o.Config.Current().Apart(from, to) }
+
 // connected returns an account, connected anew where the configuration has changed: its images may have; or a cluster's
 // credentials: whoever renews them need not start this program anew.
 func (a *accounts) connected(name string) (*account, error) {
@@ -120,7 +137,7 @@ func (a *accounts) connected(name string) (*account, error) {
 // read the last ones hold.
 func (a *accounts) cluster(k *account, c *config.Config, configured config.Account) error {
 	its := kubernetes.Config{Account: configured.Name, Kubeconfig: configured.Kubeconfig, Context: configured.Context,
-		Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Expose: a.exposing(configured.Name), Log: a.o.Log}
+		Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Stream: configured.Stream, Expose: a.exposing(configured.Name), Log: a.o.Log}
 	var files []stamp
 	for _, f := range kubernetes.Files(its) {
 		files = append(files, stampOf(f))
@@ -133,7 +150,7 @@ func (a *accounts) cluster(k *account, c *config.Config, configured config.Accou
 		p, err := kubernetes.Connect(its)
 		switch {
 		case err == nil:
-			k.platform, k.volumes, k.files = p, csi.New(configured.Name, a.clients, csi.Deadlines{}), files
+			k.platform, k.volumes, k.files = p, csi.New(configured.Name, a.clients, stream.NewMover(a.streamer, a.apart), csi.Deadlines{}), files
 			k.clients = csi.Clients{}
 		case !same:
 			return err

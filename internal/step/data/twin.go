@@ -201,7 +201,7 @@ func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database,
 	for _, claim := range r.workload.claims {
 		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.theirs, Replace: r.replace, Class: r.classes[claim]})
 	}
-	clone, err := p.volumes.Clone(ctx, r.copyID, c.Delivery, r.from, to)
+	clone, err := telling(p.volumes, c).Clone(ctx, r.copyID, c.Delivery, r.from, to)
 	if err != nil {
 		return database.Launch{}, err
 	}
@@ -219,6 +219,14 @@ func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database,
 	}
 	g.Go(func() error { return r.isolated(within) })
 	return launch, g.Wait()
+}
+
+// telling returns the driver that says how far it is, where it can.
+func telling(d volume.Driver, c step.Call) volume.Driver {
+	if t, ok := d.(volume.Teller); ok {
+		return t.Telling(func(line string) { c.Progress("%s", line) })
+	}
+	return d
 }
 
 func (b base) start(ctx context.Context, c step.Call, p place, db plan.Database, r raising, launch database.Launch) error {

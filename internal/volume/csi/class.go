@@ -96,6 +96,31 @@ func count(all []object, kind, driver string) string {
 	return "several of kind " + kind + " of driver " + driver + " and no single default: " + strings.Join(names, ", ")
 }
 
+// anyClass chooses the class of a claim whose volume is made empty: the one that is asked for, else the one that is called as the
+// source's, else the cluster's default.
+func (c cluster) anyClass(ctx context.Context, to volume.Place, usual string) (driver, name string, err error) {
+	all, err := c.list(ctx, storageClasses(), "", "")
+	if err != nil {
+		return "", "", err
+	}
+	for _, name := range []string{to.Class, usual} {
+		for _, o := range all {
+			if name != "" && o.GetName() == name {
+				return o.text("provisioner"), name, nil
+			}
+		}
+		if name != "" && name == to.Class {
+			return "", "", fault.Newf(fault.NotFound, "account %s has no StorageClass %s", c.account, to.Class)
+		}
+	}
+	one, ok := choose(all, "storageclass.kubernetes.io/is-default-class")
+	if !ok {
+		return "", "", fault.WithRemedy(fault.Newf(fault.Invalid, "account %s has no StorageClass %s, which production's volume has, and no single default", c.account, usual),
+			"make one the default, or name one in the target's template")
+	}
+	return one.text("provisioner"), one.GetName(), nil
+}
+
 // storageClass chooses the class of a clone's claim, and says whether it waits for its first consumer.
 func (c cluster) storageClass(ctx context.Context, to volume.Place, s shape) (name string, late bool, err error) {
 	all, err := c.list(ctx, storageClasses(), "", "")

@@ -41,6 +41,9 @@ func (d *Driver) clone(ctx context.Context, r record, of volume.CopyInfo) (recor
 		return r, err
 	}
 	if p, err := d.part(ctx, r.Copy, r.Part); err == nil {
+		if p.Filling {
+			return d.fill(ctx, c, p.record, of)
+		}
 		return p.record, d.settled(ctx, p)
 	} else if !fault.Is(err, fault.NotFound) {
 		return r, err
@@ -51,8 +54,19 @@ func (d *Driver) clone(ctx context.Context, r record, of volume.CopyInfo) (recor
 	}
 	r.Shape, r.From = from.Shape, from.c.account
 	r.Shape.Labels, r.Shape.Annotations = nil, nil
+	if d.mover != nil && !r.Lent {
+		r.Filling = d.mover.Apart(r.From, to.Account) != ""
+	}
+	if r.Filling {
+		if r.Copy.Method = volume.Stream; r.Shape.Block {
+			return r, fault.Newf(fault.Invalid, "the volume is a raw block device, and %s: only files are streamed", d.mover.Apart(r.From, to.Account))
+		}
+		if r.Shape.Driver, r.Shape.Class, err = c.anyClass(ctx, to, from.Shape.Class); err != nil {
+			return r, err
+		}
+	}
 	var late bool
-	if r.Shape.Class, late, err = c.storageClass(ctx, to, from.Shape); err != nil {
+	if r.Shape.Class, late, err = c.storageClass(ctx, to, r.Shape); err != nil {
 		return r, err
 	}
 	if to.Bytes != 0 && to.Bytes < from.Shape.Bytes {
@@ -67,6 +81,12 @@ func (d *Driver) clone(ctx context.Context, r record, of volume.CopyInfo) (recor
 	}
 	if err := d.hand(ctx, from, to.Account); err != nil {
 		return r, err
+	}
+	if r.Filling {
+		if _, err := c.claim(ctx, r, nil); err != nil {
+			return r, err
+		}
+		return d.fill(ctx, c, r, of)
 	}
 	if err := d.make(ctx, c, r, from, late); err != nil {
 		if ctx.Err() != nil {
@@ -100,25 +120,34 @@ func (d *Driver) make(ctx context.Context, c cluster, r record, from part, late 
 			r.Shape.Bytes = max(r.Shape.Bytes, n)
 		}
 	}
-	to, name := r.Copy.Places[r.Part], nameOf(r.Copy.ID, r.Part)
+	name := nameOf(r.Copy.ID, r.Part)
 	if err := d.handOn(ctx, c, r, origin); err != nil {
 		return err
 	}
-	m, err := r.metadata(to.Namespace, to.Claim)
-	if err != nil {
-		return err
-	}
-	claim, err := c.create(ctx, claims(), map[string]any{"metadata": m, "spec": map[string]any{
-		"storageClassName": r.Shape.Class, "accessModes": list(r.Shape.Modes), "volumeMode": r.Shape.mode(),
-		"resources":  map[string]any{"requests": map[string]any{"storage": strconv.FormatInt(r.Shape.Bytes, 10)}},
-		"dataSource": map[string]any{"apiGroup": snapshots().Group, "kind": snapshots().kind, "name": name}}})
-	if err != nil {
-		return err
-	}
-	if err := ours(claim, r); err != nil || late {
+	claim, err := c.claim(ctx, r, map[string]any{"apiGroup": snapshots().Group, "kind": snapshots().kind, "name": name})
+	if err != nil || late {
 		return err
 	}
 	return d.bind(ctx, c, claim)
+}
+
+// claim makes the claim of a clone, with what its volume is made from; nil: with an empty one.
+func (c cluster) claim(ctx context.Context, r record, from map[string]any) (object, error) {
+	to := r.Copy.Places[r.Part]
+	m, err := r.metadata(to.Namespace, to.Claim)
+	if err != nil {
+		return object{}, err
+	}
+	spec := map[string]any{"storageClassName": r.Shape.Class, "accessModes": list(r.Shape.Modes), "volumeMode": r.Shape.mode(),
+		"resources": map[string]any{"requests": map[string]any{"storage": strconv.FormatInt(r.Shape.Bytes, 10)}}}
+	if from != nil {
+		spec["dataSource"] = from
+	}
+	claim, err := c.create(ctx, claims(), map[string]any{"metadata": m, "spec": spec})
+	if err != nil {
+		return claim, err
+	}
+	return claim, ours(claim, r)
 }
 
 func list(all []string) []any {

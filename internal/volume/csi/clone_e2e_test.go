@@ -235,7 +235,7 @@ func TestForeignClaimIsReplaced(t *testing.T) {
 // TestNeverReady: what the storage does not do is told within the deadline with what it says, and nothing is left.
 func TestNeverReady(t *testing.T) {
 	l := theLab(t)
-	quick := New(prod, l.client, Deadlines{Cut: 20 * time.Second, Bound: 20 * time.Second})
+	quick := New(prod, l.client, nil, Deadlines{Cut: 20 * time.Second, Bound: 20 * time.Second})
 	t.Cleanup(func() {
 		c := l.cluster(prod)
 		if v, err := c.get(context.Background(), volumes(), "", l.name); err == nil {

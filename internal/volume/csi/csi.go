@@ -29,18 +29,35 @@ type Deadlines struct {
 // restores may take production's volume from its claim. They may be the same.
 type Clients struct{ Copy, Restore dynamic.Interface }
 
+// Mover fills a claim with what another one holds, where the storage cannot make it from a snapshot.
+type Mover interface {
+	// Apart tells why the storage of an account does not have the snapshots of another one, "" where it has them.
+	Apart(from, to string) string
+	// Move makes the claim to hold what the claim from holds, durably and read back. What an earlier call with this id has written
+	// counts as far as it is right. Nothing mounts either claim when it returns.
+	Move(ctx context.Context, id, owner string, from, to volume.Place, say func(line string)) error
+	// End ends what is left of a call of Move that was cut short.
+	End(ctx context.Context, id, owner string, from, to volume.Place) error
+}
+
 // Driver copies volumes of one account, to any other that Clients knows.
 type Driver struct {
 	account string
 	clients func(account string) (Clients, error)
+	mover   Mover
 	within  Deadlines
+	say     func(line string)
 }
 
-var _ volume.Driver = (*Driver)(nil)
+var (
+	_ volume.Driver = (*Driver)(nil)
+	_ volume.Teller = (*Driver)(nil)
+)
 
 // New returns the driver of an account. Clients connects to an account by its name; an account that is no cluster is an error.
-func New(account string, clients func(account string) (Clients, error), within Deadlines) *Driver {
-	d := &Driver{account: account, clients: clients, within: within}
+// Without a mover all accounts share their storage.
+func New(account string, clients func(account string) (Clients, error), mover Mover, within Deadlines) *Driver {
+	d := &Driver{account: account, clients: clients, mover: mover, within: within, say: func(string) {}}
 	for _, x := range []struct {
 		at    *time.Duration
 		usual time.Duration
@@ -50,6 +67,13 @@ func New(account string, clients func(account string) (Clients, error), within D
 		}
 	}
 	return d
+}
+
+// Telling implements volume.Teller.
+func (d *Driver) Telling(say func(line string)) volume.Driver {
+	t := *d
+	t.say = say
+	return &t
 }
 
 func (d *Driver) cluster(account string) (cluster, error) {

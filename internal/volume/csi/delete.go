@@ -26,6 +26,11 @@ func (d *Driver) Delete(ctx context.Context, copy volume.Copy) error {
 		if err != nil {
 			return err
 		}
+		if p.Filling {
+			if err := d.empty(ctx, p.record); err != nil {
+				return err
+			}
+		}
 		also, err := d.deletable(ctx, p)
 		if err != nil {
 			return err
@@ -74,7 +79,7 @@ func (d *Driver) deletable(ctx context.Context, p part) ([]record, error) {
 // childless refuses a copy that has clones, here or in the accounts that it was handed to.
 func (d *Driver) childless(ctx context.Context, p part, id string) error {
 	for _, account := range append([]string{p.c.account}, handedTo(p.object)...) {
-		all, err := New(account, d.clients, d.within).List(ctx, "")
+		all, err := New(account, d.clients, d.mover, d.within).List(ctx, "")
 		if err != nil {
 			return fmt.Errorf("whether copy %s has clones in account %s cannot be told: %w", id, account, err)
 		}

@@ -146,7 +146,7 @@ func TestIdentities(t *testing.T) {
 	}
 	// The policies hold from some moment on, which nothing tells but their effect.
 	l.inForce(t, as(copier), live.Namespace)
-	d := New(prod, func(string) (Clients, error) { return Clients{as(copier).client, as(restorer).client}, nil }, Deadlines{})
+	d := New(prod, func(string) (Clients, error) { return Clients{as(copier).client, as(restorer).client}, nil }, nil, Deadlines{})
 	original := l.volume(t, live)
 
 	cut, err := d.Cut(t.Context(), l.name+"/cut", l.name, sourceOf(live))

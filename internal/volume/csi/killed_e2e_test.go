@@ -65,7 +65,7 @@ func (l *lab) doomed(t *testing.T, n int, after bool) (*Driver, *mortal) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return New(prod, func(string) (Clients, error) { return Clients{client, client}, nil }, Deadlines{}), m
+	return New(prod, func(string) (Clients, error) { return Clients{client, client}, nil }, nil, Deadlines{}), m
 }
 
 // deaths calls what is to be done by drivers that die at their first write, at their second and so on, until one survives.

@@ -65,7 +65,7 @@ func theLab(t *testing.T) *lab {
 }
 
 func (l *lab) driver(account string) *Driver {
-	return New(account, l.client, Deadlines{})
+	return New(account, l.client, nil, Deadlines{})
 }
 
 func (l *lab) client(account string) (Clients, error) {

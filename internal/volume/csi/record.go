@@ -28,13 +28,15 @@ const (
 
 // record is what is known about one volume of a copy.
 type record struct {
-	Copy   volume.CopyInfo `json:"copy"`
-	Part   int             `json:"part,omitempty"`
-	Helper bool            `json:"helper,omitempty"` // a snapshot that a clone is made from
-	Shape  shape           `json:"shape"`
-	From   string          `json:"from,omitempty"`   // the account where what a clone is made from lies
-	Kept   bool            `json:"kept,omitempty"`   // a source once
-	Policy string          `json:"policy,omitempty"` // what would have become of the volume without its claim
+	Copy    volume.CopyInfo `json:"copy"`
+	Part    int             `json:"part,omitempty"`
+	Helper  bool            `json:"helper,omitempty"` // a snapshot that a clone is made from
+	Shape   shape           `json:"shape"`
+	From    string          `json:"from,omitempty"`    // the account where what a clone is made from lies
+	Filling bool            `json:"filling,omitempty"` // the claim does not hold yet what it is made from: that is streamed to it
+	Lent    bool            `json:"lent,omitempty"`    // a clone that is made for being streamed
+	Kept    bool            `json:"kept,omitempty"`    // a source once
+	Policy  string          `json:"policy,omitempty"`  // what would have become of the volume without its claim
 }
 
 // shape is how the claim of a volume is made.
@@ -238,6 +240,7 @@ func (l *listed) info() volume.CopyInfo {
 func (d *Driver) collect(ctx context.Context, c cluster, found map[string]*listed, k kind, o object, r record) error {
 	l := entry(found, r)
 	switch {
+	case k == claims() && r.Filling: // half a copy
 	case k == claims():
 		l.whole(r.Part, r.Copy)
 	case r.Helper || k == contents():

@@ -172,15 +172,15 @@ func equal(t *testing.T, from, to string) {
 	}
 }
 
-// transfer is two ends in this process.
-type transfer struct {
+// pair is two ends in this process.
+type pair struct {
 	from, to         string
 	sender, receiver Task
 	listener         net.Listener
 	sent, kept       atomic.Int64
 }
 
-func newTransfer(t *testing.T, from, to string) *transfer {
+func newPair(t *testing.T, from, to string) *pair {
 	t.Helper()
 	s, r, err := NewIdentities(time.Hour)
 	if err != nil {
@@ -191,11 +191,11 @@ func newTransfer(t *testing.T, from, to string) *transfer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	return &transfer{from: from, to: to, listener: l, sender: Task{ID: "x", Identity: s, Address: l.Addr().String(), Dir: from}, receiver: Task{ID: "x", Identity: r, Dir: to}}
+	return &pair{from: from, to: to, listener: l, sender: Task{ID: "x", Identity: s, Address: l.Addr().String(), Dir: from}, receiver: Task{ID: "x", Identity: r, Dir: to}}
 }
 
 // run runs both ends to their end.
-func (x *transfer) run(t *testing.T) (sent, received Summary, sendErr, receiveErr error) {
+func (x *pair) run(t *testing.T) (sent, received Summary, sendErr, receiveErr error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -207,7 +207,7 @@ func (x *transfer) run(t *testing.T) (sent, received Summary, sendErr, receiveEr
 }
 
 func TestAVolumeArrivesAsItIs(t *testing.T) {
-	x := newTransfer(t, volumeOf(t, 1), t.TempDir())
+	x := newPair(t, volumeOf(t, 1), t.TempDir())
 	if err := os.Mkdir(filepath.Join(x.to, "lost+found"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +420,7 @@ func TestWhoHasNoCertificateOfTheTransferIsRefused(t *testing.T) {
 		"of the receiver":                func(_, _, receiver Identity) Identity { return receiver },
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := newTransfer(t, volumeOf(t, 6), t.TempDir())
+			x := newPair(t, volumeOf(t, 6), t.TempDir())
 			others, _, err := NewIdentities(time.Hour)
 			if err != nil {
 				t.Fatal(err)
@@ -554,7 +554,7 @@ func TestKilledEnds(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(from, "base/2"), large, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	x := newTransfer(t, from, to)
+	x := newPair(t, from, to)
 	x.receiver.Address = x.sender.Address
 	x.listener.Close()
 	self, err := os.Executable()
