@@ -312,11 +312,16 @@ func TestConformance(t *testing.T) {
 		t.Run(class, func(t *testing.T) {
 			volumetest.Run(t, func(t *testing.T) volumetest.Env {
 				l := theLab(t)
-				from, to, another := l.namespace(t, prod, "prod"), l.namespace(t, prod, "twin"), l.namespace(t, prod, "other")
-				return volumetest.Env{Driver: only{l.driver(prod), l.name}, Live: l.claim(t, prod, from, "data-db-0", class),
-					Twins: [2]volume.Place{{Account: prod, Namespace: to, Claim: "data-db-0"}, {Account: prod, Namespace: another, Claim: "data-db-0"}},
-					Write: l.write, Read: l.read, Exists: l.exists, Volume: l.volume, VolumeExists: l.volumeExists}
+				return l.env(t, l.driver(prod), class)
 			})
 		})
 	}
+}
+
+// env is a place for the suite in production.
+func (l *lab) env(t *testing.T, d *Driver, class string) volumetest.Env {
+	from, to, another := l.namespace(t, prod, "prod"), l.namespace(t, prod, "twin"), l.namespace(t, prod, "other")
+	return volumetest.Env{Driver: only{d, l.name}, Live: l.claim(t, prod, from, "data-db-0", class),
+		Twins: [2]volume.Place{{Account: prod, Namespace: to, Claim: "data-db-0"}, {Account: prod, Namespace: another, Claim: "data-db-0"}},
+		Write: l.write, Read: l.read, Exists: l.exists, Volume: l.volume, VolumeExists: l.volumeExists}
 }

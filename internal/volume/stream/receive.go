@@ -92,7 +92,7 @@ func (r *receiving) greet(dir string) error {
 	if err != nil {
 		return err
 	}
-	room := int64(fs.Bavail)*fs.Bsize + there.Space
+	room := int64(fs.Bfree)*fs.Bsize + there.Space // what is kept for root counts, because that is who writes
 	if g.Size.Space > room {
 		return fault.WithRemedy(fault.Newf(fault.Invalid, "the target volume has room for %s, and what is to be copied takes %s", bytesText(room), bytesText(g.Size.Space)),
 			"have the target's claim ask for more storage")
