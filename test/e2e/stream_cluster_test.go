@@ -1,0 +1,247 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.mongodb.org/mongo-driver/v2/bson"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// router passes connections from production's pods on to ports of staging's node, as a load balancer between two networks does:
+// clusters of the lab do not reach each other. At a number of bytes it holds the stream and lets the test do something.
+type router struct {
+	t      *testing.T
+	listen string // this machine, as production's pods reach it
+	node   string // of staging
+	mu     sync.Mutex
+	open   map[string]bool // ports
+	pauses []pause
+	sent   []int64 // bytes of each connection to the receiver
+}
+
+// pause is what happens when so many bytes of one connection have passed.
+type pause struct {
+	after int64
+	do    func()
+}
+
+// follow opens the ports of Sluice's Services of a namespace as they appear.
+func (r *router) follow(ctx context.Context, c cluster, namespace string) {
+	for ctx.Err() == nil {
+		list, err := c.of(namespace, "services").List(ctx, metav1.ListOptions{})
+		if err == nil {
+			for _, o := range list.Items {
+				if ports, ok := o.Object["spec"].(map[string]any)["ports"].([]any); ok && strings.HasPrefix(o.GetName(), "sluice-errand-") && len(ports) > 0 {
+					if p, ok := ports[0].(map[string]any)["nodePort"].(int64); ok {
+						r.serve(ctx, fmt.Sprint(p))
+					}
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func (r *router) serve(ctx context.Context, port string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.open[port] {
+		return
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(r.listen, port))
+	if err != nil {
+		r.t.Error(err)
+		return
+	}
+	r.open[port] = true
+	context.AfterFunc(ctx, func() { l.Close() })
+	go func() {
+		for {
+			from, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go r.pass(from, net.JoinHostPort(r.node, port))
+		}
+	}()
+}
+
+func (r *router) pass(from net.Conn, address string) {
+	defer from.Close()
+	to, err := net.DialTimeout("tcp", address, 5*time.Second)
+	if err != nil {
+		return // the receiver has no pod at this moment; the sender tries again
+	}
+	defer to.Close()
+	go func() {
+		_, _ = io.Copy(from, to)
+		from.Close()
+	}()
+	r.mu.Lock()
+	n := len(r.sent)
+	r.sent = append(r.sent, 0)
+	r.mu.Unlock()
+	buffer := make([]byte, 64<<10)
+	for {
+		k, err := from.Read(buffer)
+		if _, e := to.Write(buffer[:k]); e != nil || err != nil {
+			return
+		}
+		r.mu.Lock()
+		r.sent[n] += int64(k)
+		var do func()
+		if len(r.pauses) > 0 && r.sent[n] >= r.pauses[0].after {
+			do, r.pauses = r.pauses[0].do, r.pauses[1:]
+		}
+		r.mu.Unlock()
+		if do != nil {
+			do()
+		}
+	}
+}
+
+// kill kills the only pod of Sluice's Jobs in a namespace.
+func (c cluster) kill(namespace string) {
+	now := int64(0)
+	for _, name := range c.names(namespace, "pods") {
+		if strings.HasPrefix(name, "sluice-errand-") {
+			c.t.Logf("killing pod %s/%s of %s", namespace, name, c.name)
+			if err := c.of(namespace, "pods").Delete(context.Background(), name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+				c.t.Error(err)
+			}
+			return
+		}
+	}
+	c.t.Errorf("no pod of a stream runs in namespace %s of %s", namespace, c.name)
+}
+
+func hostOf(t *testing.T, kubeconfig string) (server *url.URL) {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err == nil {
+		server, err = url.Parse(config.Host)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server
+}
+
+// TestADatabaseIsStreamedToAnotherCluster copies a running database to a cluster that is said to have a storage of its own, while
+// a client goes on writing; the pods of both ends are killed in the middle of it. The copy is the database that production had,
+// and is verified against the upgraded one; what had arrived before a kill is not sent again.
+func TestADatabaseIsStreamedToAnotherCluster(t *testing.T) {
+	k := newClusters(t)
+	ns := k.namespace()
+	here, err := facing(hostOf(t, k.prod.file).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.write("sluice.yaml", fmt.Sprintf(`
+accounts:
+  prod: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev", limits: {memory: 512Mi}}}
+  staging: {kind: kubernetes, kubeconfig: %s, stream: %s, jobs: {image: "sluice:dev", limits: {memory: 512Mi}}}
+`, k.prod.file, k.staging.file, here))
+	k.install(mongoAt("1.17"))
+	orders := k.orders(k.prod, ns)
+	const ballast = 24 << 20
+	for i := range ballast >> 20 {
+		body := make([]byte, 1<<20)
+		if _, err := rand.Read(body); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := orders.Database().Collection("ballast").InsertOne(undated{t.Context()}, bson.D{{Key: "_id", Value: int32(i)}, {Key: "body", Value: bson.Binary{Data: body}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := write(t, orders, 1)
+	w.wait(k.site, 300)
+	if t.Failed() {
+		return
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r := &router{t: t, listen: here, node: hostOf(t, k.staging.file).Hostname(), open: map[string]bool{}, pauses: []pause{
+		{8 << 20, func() { k.prod.kill(ns + "-stream") }},
+		{6 << 20, func() { k.staging.kill(ns + "-base") }},
+	}}
+	go r.follow(ctx, k.staging, ns+"-base")
+	w.stall()
+	id := k.start(k.write("upgrade.yaml", fmt.Sprintf(`
+application: %[1]s
+targets:
+  prod: {account: prod, namespace: %[1]s}
+  staging:
+    account: staging
+    namespace: %[1]s
+    constraints:
+      beforeDeployment: [{copyData: {database: orders}}]
+      afterDeployment: [{verifyData: {database: orders}}]
+manifests:
+  - targets: [staging]
+    inline: |%[2]s
+data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
+`, ns, mongoAt("1.24"))))
+	watch := k.command(ctx, "deploy", "watch", id)
+	var said bytes.Buffer
+	watch.Stdout, watch.Stderr = &said, &said
+	if err := watch.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d := k.ended(id, "SUCCEEDED")
+	_ = watch.Wait() // it ends with the delivery; how does not matter here
+	copied := d.step("staging/before/1-copyData")
+	t.Logf("copied in %s; production's longest write stall %s; bytes of each connection: %v\n%s", copied.Ended.Sub(copied.Started), w.stall(), r.sent, &said)
+	says(t, said.String(), "streaming from account prod to "+here, "their storage is not shared", "were there already and were compared", "all were read back, SHA-256 ")
+	w.holds(t, k.orders(k.staging, ns), copied.Started)
+	r.mu.Lock()
+	all := int64(0)
+	for _, n := range r.sent {
+		all += n
+	}
+	if len(r.pauses) > 0 || len(r.sent) < 3 {
+		t.Errorf("there were %d connections, and %d kills are due", len(r.sent), len(r.pauses))
+	}
+	// Written twice is what the database keeps in its log beside its files, and what was on the way at each kill.
+	if last := r.sent[len(r.sent)-1]; last > all-12<<20 {
+		t.Errorf("the last connection sent %d bytes of %d: what was there was sent again", last, all)
+	}
+	r.mu.Unlock()
+	for c, at := range map[string][]string{"prod": {ns + "-stream"}, "staging": {ns + "-base", ns}} {
+		in := k.prod
+		if c == "staging" {
+			in = k.staging
+		}
+		for _, namespace := range at {
+			for _, resource := range []string{"jobs.batch", "secrets", "services"} {
+				for _, name := range in.names(namespace, resource) {
+					if strings.HasPrefix(name, "sluice-errand-") {
+						t.Errorf("left in %s: %s %s/%s", c, resource, namespace, name)
+					}
+				}
+			}
+		}
+	}
+	for _, resource := range []string{"persistentvolumeclaims", "volumesnapshots.snapshot.storage.k8s.io"} {
+		if left := k.prod.names(ns+"-stream", resource); len(left) > 0 {
+			t.Errorf("left of what was streamed: %v", left)
+		}
+	}
+	w.end()
+}
