@@ -130,7 +130,7 @@ func (st copyData) copy(ctx context.Context, c step.Call, a plan.CopyArgs) (step
 	}
 	out := step.Done(delivery.Pass, fmt.Sprintf("twins of %s: %s; %s", a.Database.Name, s.Cut, took))
 	out.Evidence = map[string]any{"level": s.Cut.Level, "method": s.Cut.Method, "bytes": s.Cut.Bytes, "heldMillis": s.Cut.Held.Milliseconds(),
-		"recoverMillis": took.base.Milliseconds(), "twinsMillis": took.twins.Milliseconds(),
+		"recoverMillis": took.base.Milliseconds(), "streamedBytes": took.streamed, "twinsMillis": took.twins.Milliseconds(),
 		"relations": len(s.Cut.Census.Relations), "version": live.images(), "notes": append(s.Cut.Notes, s.Launch.Notes...)}
 	return out, nil
 }
@@ -144,9 +144,18 @@ type copying struct {
 }
 
 // phases are how long the parts of a copy took that come after the cut.
-type phases struct{ base, twins time.Duration }
+type phases struct {
+	base, twins time.Duration
+	streamed    int64 // to the target's account, which does not share the storage
+}
 
-func (t phases) String() string { return fmt.Sprintf("recovered in %s, twins in %s", t.base, t.twins) }
+func (t phases) String() string {
+	streamed := ""
+	if t.streamed > 0 {
+		streamed = size(t.streamed) + " streamed and "
+	}
+	return fmt.Sprintf("%srecovered in %s, twins in %s", streamed, t.base, t.twins)
+}
 
 // makeTwins makes the copies one of another: the cut, the base, and of that the twins side by side. That their quarantines hold is
 // proven meanwhile.
@@ -181,6 +190,9 @@ func (st copyData) makeTwins(ctx context.Context, c step.Call, sides copying, a 
 		return took, err
 	}
 	control.from, candidate.from = from, from
+	if i := from.Info(); i.Method == volume.Stream {
+		took.streamed = i.Bytes
+	}
 	twins, within := errgroup.WithContext(ctx)
 	twins.Go(func() error { return st.candidate(within, c, sides, a, candidate, s) })
 	twins.Go(func() error {

@@ -29,7 +29,9 @@ func (d *Driver) fill(ctx context.Context, c cluster, r record, of volume.CopyIn
 		if _, err := d.clone(ctx, record{Copy: lent, Part: r.Part, Lent: true}, of); err != nil {
 			return fmt.Errorf("the clone that is streamed: %w", err)
 		}
-		return d.mover.Move(ctx, r.Copy.ID, r.Copy.Owner, lent.Places[r.Part], to, d.say)
+		bytes, err := d.mover.Move(ctx, r.Copy.ID, r.Copy.Owner, lent.Places[r.Part], to, d.say)
+		r.Copy.Bytes += bytes
+		return err
 	}()
 	if err == nil {
 		err = d.remove(ctx, lent, r.From)

@@ -47,26 +47,26 @@ func (m *Mover) Apart(from, to string) string { return m.apart(from, to) }
 
 // Move makes the claim to hold what the claim from holds. Nothing mounts either of them when it returns. What an earlier call
 // with this id has begun is ended, because the keys of its ends died with it; what it has written counts.
-func (m *Mover) Move(ctx context.Context, id, owner string, from, to volume.Place, say func(line string)) error {
+func (m *Mover) Move(ctx context.Context, id, owner string, from, to volume.Place, say func(line string)) (bytes int64, err error) {
 	t, err := m.transfer(id, owner, from, to)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if end, ok := ctx.Deadline(); ok {
 		t.within(min(streamsMost, max(time.Second, time.Until(end))))
 	}
 	if err := t.abandon(ctx); err != nil {
-		return err
+		return 0, err
 	}
 	sender, receiver, err := NewIdentities(t.receive.Within + time.Hour)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	err = t.run(ctx, sender, receiver, say)
+	moved, err := t.run(ctx, sender, receiver, say)
 	// Also where the caller has given up: a Job that nobody waits for keeps both claims mounted.
 	rest, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	return errors.Join(err, t.abandon(rest))
+	return moved.Bytes, errors.Join(err, t.abandon(rest))
 }
 
 // End ends what Move has left of a call that was cut short.
@@ -119,52 +119,54 @@ func (t *transfer) abandon(ctx context.Context) error {
 }
 
 // run runs both ends. What the receiver says counts: it knows what is durable.
-func (t *transfer) run(ctx context.Context, sender, receiver Identity, say func(line string)) error {
+func (t *transfer) run(ctx context.Context, sender, receiver Identity, say func(line string)) (Summary, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var err error
 	if t.receive.Input, err = json.Marshal(Task{ID: t.id, Identity: receiver, Dir: mountedAt}); err != nil {
-		return err
+		return Summary{}, err
 	}
-	received, sent := make(chan error, 1), make(chan error, 1)
+	received, sent := make(chan told, 1), make(chan error, 1)
 	go func() {
 		result, err := t.target.Run(ctx, t.getKey, t.receive)
 		var s Summary
 		if err == nil {
 			err = json.Unmarshal(result, &s)
 		}
-		if err == nil {
+		if err != nil {
+			err = fmt.Errorf("the receiver in account %s: %w", t.to.Account, err)
+		} else {
 			say(fmt.Sprintf("streamed %d entries with %s to claim %s of namespace %s; all were read back, SHA-256 %s", s.Entries, bytesText(s.Bytes), t.to.Claim, t.to.Namespace, s.SHA256))
 		}
-		received <- err
+		received <- told{s, err}
 	}()
 	go func() { sent <- t.sendTo(ctx, sender, say) }()
 	for {
 		select {
-		case err := <-received:
-			if err != nil {
-				return fmt.Errorf("the receiver in account %s: %w", t.to.Account, err)
-			}
-			return nil
+		case r := <-received:
+			return r.Summary, r.err
 		case err := <-sent:
 			if err != nil {
-				return t.both(fmt.Errorf("the sender in account %s: %w", t.from.Account, err), received)
+				return soon(received, fmt.Errorf("the sender in account %s: %w", t.from.Account, err))
 			}
 			sent = nil
 		}
 	}
 }
 
-// both prefers what the receiver says, if it says something at once, to what the sender has heard from it.
-func (t *transfer) both(err error, received <-chan error) error {
+// told is what the receiver says.
+type told struct {
+	Summary
+	err error
+}
+
+// soon prefers what the receiver says, if it says something at once, to what the sender has heard from it.
+func soon(received <-chan told, err error) (Summary, error) {
 	select {
 	case r := <-received:
-		if r == nil {
-			return nil
-		}
-		return fmt.Errorf("the receiver in account %s: %w", t.to.Account, r)
+		return r.Summary, r.err
 	case <-time.After(toldWithin):
-		return err
+		return Summary{}, err
 	}
 }
 

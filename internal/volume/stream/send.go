@@ -133,10 +133,9 @@ func (s *sending) file(index int, e entry, has []digest) (digest, error) {
 // meter tells people how far a transfer is.
 type meter struct {
 	say        func(format string, args ...any)
-	began      time.Time
 	total      int64
-	sent, kept int64 // of this connection
-	before     int64 // sent by earlier ones
+	began      time.Time // this connection
+	sent, kept int64     // of it
 }
 
 func (m *meter) moved(sent, kept int64) {
@@ -145,14 +144,14 @@ func (m *meter) moved(sent, kept int64) {
 }
 
 // again is called when another connection begins at the first file.
-func (m *meter) again() { m.before, m.sent, m.kept = m.before+m.sent, 0, 0 }
+func (m *meter) again() { m.began, m.sent, m.kept = time.Now(), 0, 0 }
 
 func (m *meter) String() string {
 	share := int64(100)
 	if m.total > 0 {
 		share = min(100, (m.sent+m.kept)*100/m.total)
 	}
-	rate := float64(m.before+m.sent) / max(0.001, time.Since(m.began).Seconds())
+	rate := float64(m.sent+m.kept) / max(0.001, time.Since(m.began).Seconds())
 	text := fmt.Sprintf("streamed %s of %s (%d %%), %s/s", bytesText(m.sent+m.kept), bytesText(m.total), share, bytesText(int64(rate)))
 	if m.kept > 0 {
 		text += fmt.Sprintf("; %s were there already and were compared", bytesText(m.kept))
