@@ -41,10 +41,20 @@ func TestMain(m *testing.M) {
 
 func quiet(string, ...any) {}
 
-// volumeOf makes a folder with what volumes have: it is the same for the same seed.
-func volumeOf(t *testing.T, seed uint64) string {
+// folderOf makes a folder in memory, where there is such a file system: on a disk that others use, each sync writes for them, too.
+func folderOf(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("/dev/shm", "stream")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// fill makes a folder hold what volumes have: it is the same for the same seed.
+func fill(t *testing.T, dir string, seed uint64) string {
+	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 1))
 	must := func(err error) {
 		t.Helper()
@@ -207,7 +217,7 @@ func (x *pair) run(t *testing.T) (sent, received Summary, sendErr, receiveErr er
 }
 
 func TestAVolumeArrivesAsItIs(t *testing.T) {
-	x := newPair(t, volumeOf(t, 1), t.TempDir())
+	x := newPair(t, fill(t, t.TempDir(), 1), t.TempDir())
 	if err := os.Mkdir(filepath.Join(x.to, "lost+found"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +306,7 @@ func (c *tapped) Write(p []byte) (int, error) {
 // TestCutAnywhere breaks the connection after a number of bytes that grows each time, until the volume has come through: each time
 // what has arrived is not sent again.
 func TestCutAnywhere(t *testing.T) {
-	from, to := volumeOf(t, 2), t.TempDir()
+	from, to := fill(t, folderOf(t), 2), folderOf(t)
 	size, err := sizeOf(from)
 	if err != nil {
 		t.Fatal(err)
@@ -334,7 +344,7 @@ func TestCutAnywhere(t *testing.T) {
 }
 
 func TestAFlippedByteOnTheWayIsFound(t *testing.T) {
-	from, to := volumeOf(t, 3), t.TempDir()
+	from, to := fill(t, folderOf(t), 3), folderOf(t)
 	flipped := false
 	_, _, sendErr, receiveErr := session(t, from, to, tcp(t, func(_ *tapped, p []byte) ([]byte, bool) {
 		if len(p) == pieceSize && !flipped {
@@ -359,7 +369,7 @@ func TestAFlippedByteOnTheWayIsFound(t *testing.T) {
 
 // TestWhatIsThereIsComparedNotBelieved damages in every way what an earlier connection has written.
 func TestWhatIsThereIsComparedNotBelieved(t *testing.T) {
-	from, to := volumeOf(t, 4), t.TempDir()
+	from, to := fill(t, folderOf(t), 4), folderOf(t)
 	if _, _, a, b := session(t, from, to, tcp(t, nil)); a != nil || b != nil {
 		t.Fatal(a, b)
 	}
@@ -400,7 +410,7 @@ func TestWhatIsThereIsComparedNotBelieved(t *testing.T) {
 }
 
 func TestAStrangerOnTheTargetIsNotKeptSilently(t *testing.T) {
-	from, to := volumeOf(t, 5), t.TempDir()
+	from, to := fill(t, folderOf(t), 5), folderOf(t)
 	if err := os.Mkdir(filepath.Join(to, "many"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +430,7 @@ func TestWhoHasNoCertificateOfTheTransferIsRefused(t *testing.T) {
 		"of the receiver":                func(_, _, receiver Identity) Identity { return receiver },
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := newPair(t, volumeOf(t, 6), t.TempDir())
+			x := newPair(t, fill(t, folderOf(t), 6), folderOf(t))
 			others, _, err := NewIdentities(time.Hour)
 			if err != nil {
 				t.Fatal(err)
@@ -464,7 +474,7 @@ func TestWhoHasNoCertificateOfTheTransferIsRefused(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	from, to := volumeOf(t, 7), t.TempDir()
+	from, to := fill(t, folderOf(t), 7), folderOf(t)
 	size, err := sizeOf(from)
 	if err != nil {
 		t.Fatal(err)
@@ -547,7 +557,7 @@ func beEnd(role string) error {
 
 // TestKilledEnds kills the processes of both ends in turns while files come through, and starts each again.
 func TestKilledEnds(t *testing.T) {
-	from, to := volumeOf(t, 8), t.TempDir()
+	from, to := fill(t, t.TempDir(), 8), t.TempDir()
 	large := make([]byte, 96<<20)
 	r := rand.NewChaCha8([32]byte{1})
 	r.Read(large)
