@@ -278,6 +278,9 @@ func (r *receiving) look() error {
 				if r.known[i], err = r.present(f, e, info.Size()); err != nil {
 					return err
 				}
+				if err := reserved(f, e, info.Size(), r.known[i]); err != nil {
+					return err
+				}
 			}
 			return f.Truncate(e.Size)
 		}(); err != nil {
@@ -310,6 +313,23 @@ func (r *receiving) present(f *os.File, e entry, size int64) ([]digest, error) {
 		out = append(out, sha256.Sum256(buffer[:x.Len]))
 	}
 	return out, nil
+}
+
+// reserved forgets the pieces that are holes and must not be: zeros that a file reads by itself have no room on the disk yet.
+func reserved(f *os.File, e entry, size int64, known []digest) error {
+	data, err := extentsOf(f, size)
+	if err != nil {
+		return err
+	}
+	for n, x := range e.pieces()[:len(known)] {
+		for len(data) > 0 && data[0].At+data[0].Len < x.At+x.Len {
+			data = data[1:]
+		}
+		if len(data) == 0 || data[0].At > x.At {
+			known[n] = digest{}
+		}
+	}
+	return nil
 }
 
 // uncache has the next reads come from the disk, as far as the system lets go of what it has in memory.
