@@ -64,11 +64,6 @@ func refusedCopies() []refusedCopy {
 			k.staging.apply(t, "", "namespaces", fmt.Sprintf(`{kind: Namespace, metadata: {name: %s}}`, k.namespace()))
 			k.staging.apply(t, k.namespace(), "resourcequotas", `{kind: ResourceQuota, metadata: {name: q}, spec: {hard: {requests.storage: 1Mi}}}`)
 		}, says: []string{"exceeded quota", "raise the namespace's ResourceQuota"}},
-		{name: "an operator's workload", before: func(t *testing.T, k clusters) {
-			owner := k.prod.apply(t, k.namespace(), "configmaps", `{kind: ConfigMap, metadata: {name: the-cluster}}`)
-			k.prod.patch(k.namespace(), "statefulsets.apps", "mongo", fmt.Sprintf(
-				`{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"ConfigMap","name":"the-cluster","uid":%q,"controller":true}]}}`, owner.GetUID()))
-		}, says: []string{"belongs to ConfigMap the-cluster", "its operator would undo what Sluice does"}},
 		{name: "whenScaled: Delete", before: func(t *testing.T, k clusters) {
 			k.theirs(t, ", persistentVolumeClaimRetentionPolicy: {whenScaled: Delete}")
 		}, step: ", replace: true", says: []string{"persistentVolumeClaimRetentionPolicy deletes the claims", "whenScaled: Retain"}},
