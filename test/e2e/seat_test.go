@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,7 +51,7 @@ func (k *killedStory) sit() (end func()) {
 	s := &seat{k: k, name: fmt.Sprintf("controller-%d", len(k.reaper.seats)+1)}
 	s.user = "system:serviceaccount:" + k.namespace + ":" + s.name
 	prod := s.credentials(k.prod)
-	s.env = append(k.env, "SLUICE_DATA="+k.path(s.name), "SLUICE_CONFIG="+k.write(s.name+".yaml", k.configuration(prod, s.credentials(k.staging))))
+	s.env = slices.Concat(k.env, []string{"SLUICE_DATA=" + k.path(s.name), "SLUICE_CONFIG=" + k.write(s.name+".yaml", k.configuration(prod, s.credentials(k.staging)))})
 	s.within = s.through(prod)
 	var err error
 	if s.log, err = os.Create(k.path(s.name + ".log")); err != nil {
