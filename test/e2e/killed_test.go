@@ -127,13 +127,14 @@ type outcome struct {
 	steps         []string // each with how it ended
 	objects       []string // what there is of the story in both clusters
 	changes       []int64  // how often what is wanted of production's workloads was changed
+	made          []string // what was made in production
 }
 
 // delivers carries a release out to its end.
 func (k *killedStory) delivers(shop string) outcome {
 	k.t.Helper()
 	k.keepLedger()
-	before := k.generations()
+	before, since := k.generations(), time.Now()
 	k.checkOut(shop, k.shipped("migration.yaml", "shop-migration:2"))
 	k.eventually("a controller leads", func() error {
 		fresh, err := lease.Fresh(k.t.Context(), k.cluster, k.namespace, controller.LeaseName)
@@ -157,7 +158,34 @@ func (k *killedStory) delivers(shop string) outcome {
 	for n, g := range k.generations() {
 		out.changes = append(out.changes, g-before[n])
 	}
+	out.made = k.made(k.prod, since)
+	k.made(k.staging, since)
 	return out
+}
+
+// made lists by the audit log what Sluice has made since an instant where it delivers to in a cluster, and holds that it has made
+// everything once. What only reads is left out: after a kill it reads once more.
+func (k *killedStory) made(c *shopCluster, since time.Time) (all []string) {
+	k.t.Helper()
+	times := map[string]int{}
+	for _, call := range c.calls(k.t, since) {
+		o := call.On
+		reads := strings.HasPrefix(o.Name, "sluice-errand-") || strings.HasPrefix(o.Name, "sluice-probe-")
+		if call.did() && call.sluices() && call.Said.Code == http.StatusCreated && o.Namespace == k.name && o.Subresource == "" && o.Resource != "secrets" && !reads {
+			times[o.Resource+" "+o.Name]++
+		}
+	}
+	for name, n := range times {
+		all = append(all, byChance.ReplaceAllString(name, "*"))
+		if n > 1 {
+			k.t.Errorf("%s: %s was made %d times in one delivery", c.name, name, n)
+		}
+	}
+	if len(all) == 0 {
+		k.t.Errorf("%s: the audit log tells of nothing that was made", c.name)
+	}
+	slices.Sort(all)
+	return all
 }
 
 // generations count how often what is wanted of production's workloads was changed.
@@ -360,6 +388,9 @@ func (k *killedStory) goesBack(h harm, calm outcome) {
 	}
 	if !slices.Equal(back.changes, calm.changes) {
 		k.t.Errorf("the workloads of production were changed %v times, %v times by the undisturbed delivery", back.changes, calm.changes)
+	}
+	if !slices.Equal(back.made, calm.made) {
+		k.t.Errorf("it has made in production\n%s\nand the undisturbed one\n%s", strings.Join(back.made, "\n"), strings.Join(calm.made, "\n"))
 	}
 	k.runs(k.prod, "ferretdb:1.17", "shop:1")
 	k.kept()

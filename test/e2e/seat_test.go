@@ -37,6 +37,7 @@ type seat struct {
 	controller *exec.Cmd
 	stopped    bool
 	resumed    time.Time
+	overdue    *time.Timer // ends one that does not end by itself
 }
 
 // silence is from when a controller went on that had been stopped for too long, to its end.
@@ -140,6 +141,9 @@ func (s *seat) run(ctx context.Context) {
 		err = cmd.Wait()
 		ended := time.Now()
 		r.mu.Lock()
+		if s.overdue != nil {
+			s.overdue.Stop()
+		}
 		if s.stopped && ctx.Err() == nil {
 			if cmd.ProcessState.ExitCode() != 1 {
 				r.t.Errorf("a leader that was stopped for too long does not end by itself: %v", err)
@@ -168,6 +172,7 @@ func (s *seat) stop() error {
 		if err := p.Signal(syscall.SIGCONT); err != nil {
 			s.k.reaper.t.Errorf("signal %s: %v", syscall.SIGCONT, err)
 		}
+		s.overdue = time.AfterFunc(time.Minute, func() { _ = p.Kill() })
 	})
 	return nil
 }
