@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -36,6 +37,9 @@ const policyPrefix = "sluice-quarantine-"
 // and a pod with the same labels tries to reach the others. Not every cluster enforces NetworkPolicies, so that only the
 // attempt tells.
 func (p *Platform) Isolate(ctx context.Context, key string, i platform.Isolation) ([]string, error) {
+	// Production's pods bear the delivery that brought them; those of the copy will bear the one that makes it.
+	i.Labels = maps.Clone(i.Labels)
+	delete(i.Labels, deliveryLabel)
 	if i.Own {
 		if err := kube.OwnNamespace(ctx, p.dynamic, p.c.Account, i.Namespace, i.Delivery); err != nil {
 			return nil, err
