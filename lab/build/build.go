@@ -122,34 +122,58 @@ func (b *Builder) Programs(ctx context.Context) (Programs, error) {
 	if err != nil {
 		return Programs{}, err
 	}
-	all := filepath.Join(b.Cache, "programs")
+	dir, err := b.once(ctx, "programs", key, func(dir string) error {
+		fmt.Fprintf(b.Out, "building Kubernetes %s and what belongs to it into %s (once; about ten minutes of CPU)\n", kubernetes, b.Cache)
+		return b.fill(ctx, dir)
+	})
+	return Programs{dir}, err
+}
+
+// NetworkPolicies returns the program that enforces NetworkPolicies, and builds it if this version is not in the cache. It is
+// a module of its own, because not every lab needs it.
+func (b *Builder) NetworkPolicies(ctx context.Context) (string, error) {
+	const name = "networkpolicies"
+	module := filepath.Join(b.Source, name)
+	key, err := key(module, ".")
+	if err != nil {
+		return "", err
+	}
+	dir, err := b.once(ctx, name, key, func(dir string) error {
+		fmt.Fprintf(b.Out, "building what enforces NetworkPolicies into %s (once)\n", b.Cache)
+		return b.goBuild(ctx, module, filepath.Join(dir, name), ".", "-s -w")
+	})
+	return filepath.Join(dir, name), err
+}
+
+// once returns the directory of a key, and has it filled if it is not in the cache.
+func (b *Builder) once(ctx context.Context, kind, key string, fill func(dir string) error) (string, error) {
+	all := filepath.Join(b.Cache, kind)
 	if err := os.MkdirAll(all, 0o755); err != nil {
-		return Programs{}, err
+		return "", err
 	}
 	dir := filepath.Join(all, key)
 	unlock, err := lock(ctx, filepath.Join(all, "lock"))
 	if err != nil {
-		return Programs{}, err
+		return "", err
 	}
 	defer unlock()
 	if _, err := os.Stat(dir); err == nil {
 		now := time.Now()
 		// The time says which builds are in use, for prune.
-		return Programs{dir}, os.Chtimes(dir, now, now)
+		return dir, os.Chtimes(dir, now, now)
 	}
 	begun, err := os.MkdirTemp(all, ".begun-*")
 	if err != nil {
-		return Programs{}, err
+		return "", err
 	}
 	defer os.RemoveAll(begun)
-	fmt.Fprintf(b.Out, "building Kubernetes %s and what belongs to it into %s (once; about ten minutes of CPU)\n", kubernetes, all)
-	if err := b.fill(ctx, begun); err != nil {
-		return Programs{}, err
+	if err := fill(begun); err != nil {
+		return "", err
 	}
 	if err := os.Rename(begun, dir); err != nil {
-		return Programs{}, err
+		return "", err
 	}
-	return Programs{dir}, prune(all)
+	return dir, prune(all)
 }
 
 // fill builds everything into a fresh directory.
@@ -219,10 +243,15 @@ func (b *Builder) goBuild(ctx context.Context, dir, to, pkg, flags string) error
 
 // key is a hash of everything that the programs are made from.
 func (b *Builder) key() (string, error) {
+	return key(b.Source, "programs", targets(), links(), snapshots)
+}
+
+// key is a hash of a module's go.mod and go.sum, of its sources below a folder, and of what else decides.
+func key(module, below string, more ...any) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH, targets(), links(), snapshots)
-	files := []string{filepath.Join(b.Source, "go.mod"), filepath.Join(b.Source, "go.sum")}
-	err := filepath.WalkDir(filepath.Join(b.Source, "programs"), func(path string, d fs.DirEntry, err error) error {
+	fmt.Fprintln(h, append([]any{runtime.Version(), runtime.GOOS, runtime.GOARCH}, more...)...)
+	files := []string{filepath.Join(module, "go.mod"), filepath.Join(module, "go.sum")}
+	err := filepath.WalkDir(filepath.Join(module, below), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() && filepath.Ext(path) == ".go" && !strings.HasSuffix(path, "_test.go") {
 			files = append(files, path)
 		}
@@ -236,7 +265,7 @@ func (b *Builder) key() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(h, "%s %x\n", strings.TrimPrefix(f, b.Source), sha256.Sum256(content))
+		fmt.Fprintf(h, "%s %x\n", strings.TrimPrefix(f, module), sha256.Sum256(content))
 	}
 	return fmt.Sprintf("%x", h.Sum(nil))[:16], nil
 }

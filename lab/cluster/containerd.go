@@ -43,8 +43,11 @@ disabled_plugins = [
     SystemdCgroup = false
 `
 
+// bridge connects the pods of a node.
+const bridge = "cni0"
+
 const cniConfig = `{"cniVersion": "0.4.0", "name": "{{.Namespace}}", "plugins": [
-  {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+  {"type": "bridge", "bridge": "{{.Bridge}}", "isGateway": true, "ipMasq": true, "hairpinMode": true,
    "ipam": {"type": "host-local", "dataDir": "{{.Dir}}/cni/addresses", "ranges": [[{"subnet": "{{.Pods}}"}]],
             "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}
@@ -57,7 +60,7 @@ func (c *Cluster) containerdSocket() string { return c.path("containerd", "c.soc
 func (c *Cluster) startContainerd(ctx context.Context) error {
 	values := map[string]any{
 		"Dir": c.dir(), "Socket": c.containerdSocket(), "Pause": build.PauseImage, "Plugins": cniPlugins,
-		"Namespace": c.slot.namespace(), "Pods": c.slot.pods(),
+		"Namespace": c.slot.namespace(), "Pods": c.slot.pods(), "Bridge": bridge,
 	}
 	if err := writeTemplate(c.path("containerd", "config.toml"), containerdConfig, values); err != nil {
 		return err

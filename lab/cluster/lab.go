@@ -55,6 +55,8 @@ type Options struct {
 	Storage Storage
 	// Images are imported beside those that every cluster needs.
 	Images []string
+	// NetworkPolicies are enforced.
+	NetworkPolicies bool
 }
 
 // Cluster is one cluster of a lab.
@@ -68,6 +70,8 @@ type Cluster struct {
 	storage  Storage
 	programs build.Programs
 	images   []string
+	// policies is the program that enforces NetworkPolicies; empty: nothing does.
+	policies string
 }
 
 // New makes a lab. Nothing is started.
@@ -100,6 +104,12 @@ func (l *Lab) Up(ctx context.Context, name string, o Options) (*Cluster, error) 
 	if err != nil {
 		return nil, err
 	}
+	policies := ""
+	if o.NetworkPolicies {
+		if policies, err = l.Builder.NetworkPolicies(ctx); err != nil {
+			return nil, err
+		}
+	}
 	unlock, err := l.lock(ctx, name)
 	if err != nil {
 		return nil, err
@@ -115,7 +125,7 @@ func (l *Lab) Up(ctx context.Context, name string, o Options) (*Cluster, error) 
 	if err := l.remove(ctx, name); err != nil {
 		return nil, err
 	}
-	c = &Cluster{Name: name, lab: l, storage: o.Storage.withDefaults(), programs: programs, images: images}
+	c = &Cluster{Name: name, lab: l, storage: o.Storage.withDefaults(), programs: programs, images: images, policies: policies}
 	if err := c.start(ctx); err != nil {
 		// The caller's context may be what ended the start.
 		cleaning, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)

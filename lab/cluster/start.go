@@ -45,6 +45,12 @@ func (c *Cluster) start(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(c.lab.Out, "%s: the control plane is ready (%.1f s)\n", c.Name, time.Since(begun).Seconds())
+	if c.policies != "" {
+		// Before the first pod, so that none begins outside of them.
+		if err := c.enforcePolicies(ctx); err != nil {
+			return err
+		}
+	}
 	if err := c.startNode(ctx, client); err != nil {
 		return err
 	}

@@ -160,7 +160,12 @@ type clusters struct {
 
 func newClusters(t *testing.T) clusters {
 	t.Helper()
-	k := clusters{prod: openCluster(t, "prod", "LAB_KUBECONFIG"), staging: openCluster(t, "staging", "LAB_KUBECONFIG_STAGING"),
+	return clustersWith(t, openCluster(t, "prod", "LAB_KUBECONFIG"))
+}
+
+func clustersWith(t *testing.T, production cluster) clusters {
+	t.Helper()
+	k := clusters{prod: production, staging: openCluster(t, "staging", "LAB_KUBECONFIG_STAGING"),
 		prefix: fmt.Sprintf("e2e-%d-%d", os.Getpid(), time.Now().UnixNano()%100000)}
 	t.Cleanup(func() {
 		k.prod.remove(k.prefix)
@@ -588,39 +593,4 @@ data: {databases: [{name: orders, engine: mongodb, target: prod, workload: state
 	}
 	w.end()
 	w.holds(t, orders, time.Now())
-}
-
-// TestAQuarantineThatNothingEnforcesStopsTheCopy copies inside production's own cluster, whose network lets every pod reach
-// every other: production would be within the copy's reach.
-func TestAQuarantineThatNothingEnforcesStopsTheCopy(t *testing.T) {
-	k := newClusters(t)
-	ns := k.namespace()
-	k.install(mongoAt("1.17"))
-	w := write(t, k.orders(k.prod, ns), 1)
-	w.wait(k.site, 10)
-	w.end()
-	if t.Failed() {
-		return
-	}
-	copying := func(name, quarantine string) delivery {
-		id := k.start(k.write(name+".yaml", fmt.Sprintf(`
-application: %[4]s
-targets:
-  prod: {account: prod, namespace: %[1]s}
-  staging: {account: prod, namespace: %[1]s-%[4]s, constraints: {beforeDeployment: [{copyData: {database: orders}}]}}
-manifests:
-  - targets: [staging]
-    inline: |%[2]s
-data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"%[3]s}]}
-`, ns, mongoAt("1.24"), quarantine, name)))
-		return k.until(id, "told", func(d delivery) bool { return d.final() || d.Status == "AWAITING_APPROVAL" })
-	}
-	d := copying("trusting", "")
-	says(t, d.step("staging/before/1-copyData").Message, "reaches production: ", "Service "+ns+"/mongo at ", "Pod "+ns+"/mongo-0 at ", "quarantine: unenforced")
-	if left := k.prod.names(ns+"-trusting-base", "pods"); len(left) > 0 {
-		t.Errorf("a copy was started within reach of production: %v", left)
-	}
-	if d := copying("written", ", quarantine: unenforced"); d.Status != "SUCCEEDED" {
-		t.Errorf("what was accepted in writing is stopped\n%s", d)
-	}
 }

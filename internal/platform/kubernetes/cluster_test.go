@@ -31,12 +31,12 @@ const (
 	anyImage    = "lab/tool:1" // an image that the node has; what it holds does not matter
 )
 
-// lab is the cluster, and the folder that holds the program.
-type lab struct{ kubeconfig, folder string }
+// lab is the cluster, the folder that holds the program, and a cluster that enforces NetworkPolicies, if there is one.
+type lab struct{ kubeconfig, folder, enforced string }
 
 func theLab(t *testing.T) lab {
 	t.Helper()
-	l := lab{os.Getenv("LAB_KUBECONFIG"), filepath.Join(os.TempDir(), fmt.Sprintf("sluice-program-%d", os.Getpid()))}
+	l := lab{os.Getenv("LAB_KUBECONFIG"), filepath.Join(os.TempDir(), fmt.Sprintf("sluice-program-%d", os.Getpid())), os.Getenv("LAB_KUBECONFIG_ENFORCED")}
 	if l.kubeconfig == "" {
 		t.Fatal("LAB_KUBECONFIG names no cluster: make lab-up starts one")
 	}

@@ -26,8 +26,9 @@ const usage = `lab runs complete Kubernetes clusters on this machine (as root).
 
   lab up [flags] [NAME…]        start clusters; without names: prod and staging
   lab run [flags] COMMAND…      start prod and staging, run a command that finds them in LAB_KUBECONFIG and
-                                LAB_KUBECONFIG_STAGING and the lab's kubectl in PATH, and take them down; what an
-                                earlier run left goes first
+                                LAB_KUBECONFIG_STAGING (and, in LAB_KUBECONFIG_ENFORCED, one that enforces
+                                NetworkPolicies, if a flag says so) and the lab's kubectl in PATH, and take them down;
+                                what an earlier run left goes first
   lab down [NAME…]              take clusters down; without names: all of this lab
   lab status                    what runs
   lab kubeconfig NAME           print the path of the administrator's kubeconfig
@@ -103,16 +104,32 @@ func open(out io.Writer) (*cluster.Lab, error) {
 	return cluster.New(cluster.DefaultDir(), b, out)
 }
 
+// settings are the options of all clusters that a command starts.
+type settings struct {
+	cluster.Options
+	enforcing []string // the clusters in which NetworkPolicies are enforced
+}
+
+func (s settings) of(name string) cluster.Options {
+	o := s.Options
+	o.NetworkPolicies = slices.Contains(s.enforcing, name)
+	return o
+}
+
 // parse reads the flags of a command that starts clusters, and returns what follows them.
-func parse(command string, args []string) (cluster.Options, []string, error) {
+func parse(command string, args []string) (settings, []string, error) {
 	quick, debian := build.ImageNames()
 	flags := flag.NewFlagSet("lab "+command, flag.ContinueOnError)
-	var o cluster.Options
+	var o settings
 	flags.StringVar(&o.Storage.FileSystem, "storage", "xfs", "file system of the volumes' pool: xfs or btrfs")
 	flags.BoolVar(&o.Storage.Own, "own-storage", false, "each cluster has a pool of its own, instead of one for all")
 	flags.Int64Var(&o.Storage.Size, "storage-size", 16<<30, "bytes of a new pool; its file is sparse")
 	images := flags.String("images", "quick", "images to import, separated by commas; quick stands for those that are built in seconds, not "+strings.Join(debian, ", "))
+	policies := flags.String("network-policies", "", "clusters in which NetworkPolicies are enforced, separated by commas; the network of the others enforces none")
 	err := flags.Parse(args)
+	if *policies != "" {
+		o.enforcing = strings.Split(*policies, ",")
+	}
 	for name := range strings.SplitSeq(*images, ",") {
 		switch name {
 		case "quick":
@@ -139,10 +156,15 @@ func up(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) error
 	return status(ctx, l, out)
 }
 
-func start(ctx context.Context, l *cluster.Lab, o cluster.Options, names ...string) error {
+func start(ctx context.Context, l *cluster.Lab, o settings, names ...string) error {
+	for _, name := range o.enforcing {
+		if !slices.Contains(names, name) {
+			return fmt.Errorf("--network-policies: %q is none of the clusters %s", name, strings.Join(names, ", "))
+		}
+	}
 	starts, both := errgroup.WithContext(ctx)
 	for _, name := range names {
-		starts.Go(func() error { _, err := l.Up(both, name, o); return err })
+		starts.Go(func() error { _, err := l.Up(both, name, o.of(name)); return err })
 	}
 	return starts.Wait()
 }
@@ -179,7 +201,11 @@ func runIn(ctx context.Context, l *cluster.Lab, args []string, out io.Writer) (e
 		return err
 	}
 	child.Env = append(os.Environ(), "PATH="+filepath.Dir(programs.Path("kubectl"))+":"+os.Getenv("PATH"))
-	for variable, name := range map[string]string{"LAB_KUBECONFIG": "prod", "LAB_KUBECONFIG_STAGING": "staging"} {
+	found := map[string]string{"LAB_KUBECONFIG": "prod", "LAB_KUBECONFIG_STAGING": "staging"}
+	if len(o.enforcing) > 0 {
+		found["LAB_KUBECONFIG_ENFORCED"] = o.enforcing[0]
+	}
+	for variable, name := range found {
 		c, err := l.Cluster(name)
 		if err != nil {
 			return err
