@@ -34,7 +34,7 @@ type Mover interface {
 	// Apart tells why the storage of an account does not have the snapshots of another one, "" where it has them.
 	Apart(from, to string) string
 	// Move makes the claim to hold what the claim from holds, durably and read back. What an earlier call with this id has written
-	// counts as far as it is right. Nothing mounts either claim when it returns, with how many bytes the files have.
+	// counts as far as it is right. Nothing mounts the claim to when it returns, with how many bytes the files have.
 	Move(ctx context.Context, id, owner string, from, to volume.Place, say func(line string)) (bytes int64, err error)
 	// End ends what is left of a call of Move that was cut short.
 	End(ctx context.Context, id, owner string, from, to volume.Place) error

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,7 +46,7 @@ func NewMover(platform func(account string) (platform.Streamer, error), apart fu
 // Apart tells why what is on a volume of an account must be streamed to another one, "" where it need not be.
 func (m *Mover) Apart(from, to string) string { return m.apart(from, to) }
 
-// Move makes the claim to hold what the claim from holds. Nothing mounts either of them when it returns. What an earlier call
+// Move makes the claim to hold what the claim from holds. Nothing mounts the claim to when it returns. What an earlier call
 // with this id has begun is ended, because the keys of its ends died with it; what it has written counts.
 func (m *Mover) Move(ctx context.Context, id, owner string, from, to volume.Place, say func(line string)) (bytes int64, err error) {
 	t, err := m.transfer(id, owner, from, to)
@@ -66,7 +67,17 @@ func (m *Mover) Move(ctx context.Context, id, owner string, from, to volume.Plac
 	// Also where the caller has given up: a Job that nobody waits for keeps both claims mounted.
 	rest, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	return moved.Bytes, errors.Join(err, t.abandon(rest))
+	if err != nil {
+		return moved.Bytes, errors.Join(err, t.abandon(rest))
+	}
+	if err := t.target.Abandon(rest, t.getKey, t.receive); err != nil {
+		return moved.Bytes, err
+	}
+	// The copy is verified, and counts whatever becomes of the sender.
+	if err := t.source.Abandon(rest, t.sendKey, t.send); err != nil {
+		say(fmt.Sprintf("the sender in account %s has not ended yet: %v", from.Account, err))
+	}
+	return moved.Bytes, nil
 }
 
 // End ends what Move has left of a call that was cut short.
@@ -121,13 +132,16 @@ func (t *transfer) abandon(ctx context.Context) error {
 // run runs both ends. What the receiver says counts: it knows what is durable.
 func (t *transfer) run(ctx context.Context, sender, receiver Identity, say func(line string)) (Summary, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	var ends sync.WaitGroup
+	defer ends.Wait() // who abandons the Jobs while an end is still at work would leave what it makes then
 	defer cancel()
 	var err error
 	if t.receive.Input, err = json.Marshal(Task{ID: t.id, Identity: receiver, Dir: mountedAt}); err != nil {
 		return Summary{}, err
 	}
+	t.send.Progress, t.receive.Progress = say, say
 	received, sent := make(chan told, 1), make(chan error, 1)
-	go func() {
+	ends.Go(func() {
 		result, err := t.target.Run(ctx, t.getKey, t.receive)
 		var s Summary
 		if err == nil {
@@ -139,8 +153,10 @@ func (t *transfer) run(ctx context.Context, sender, receiver Identity, say func(
 			say(fmt.Sprintf("streamed %d entries with %s to claim %s of namespace %s; all were read back, SHA-256 %s", s.Entries, bytesText(s.Bytes), t.to.Claim, t.to.Namespace, s.SHA256))
 		}
 		received <- told{s, err}
-	}()
-	go func() { sent <- t.sendTo(ctx, sender, say) }()
+	})
+	send := func() { sent <- t.sendTo(ctx, sender, say) }
+	ends.Go(send)
+	var again <-chan time.Time
 	for {
 		select {
 		case r := <-received:
@@ -149,7 +165,10 @@ func (t *transfer) run(ctx context.Context, sender, receiver Identity, say func(
 			if err != nil {
 				return soon(received, fmt.Errorf("the sender in account %s: %w", t.from.Account, err))
 			}
-			sent = nil
+			again = time.After(toldWithin)
+		case <-again:
+			// The receiver was killed after its last word to the sender, and before it could tell us: it compares everything again.
+			ends.Go(send)
 		}
 	}
 }
@@ -185,7 +204,6 @@ func (t *transfer) sendTo(ctx context.Context, identity Identity, say func(line 
 		return err
 	}
 	say(fmt.Sprintf("streaming from account %s to %s in account %s: their storage is not shared", t.from.Account, address, t.to.Account))
-	t.send.Progress = say
 	result, err := t.source.Run(ctx, t.sendKey, t.send)
 	if err != nil {
 		return err

@@ -1,0 +1,147 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/volume"
+)
+
+// fakeCluster runs what the test says instead of Jobs.
+type fakeCluster struct {
+	platform.Streamer
+	run     func(ctx context.Context, e platform.Errand) error
+	abandon func() error
+}
+
+func (c *fakeCluster) Run(ctx context.Context, _ string, e platform.Errand) (json.RawMessage, error) {
+	if err := c.run(ctx, e); err != nil {
+		return nil, err
+	}
+	return json.Marshal(Summary{Entries: 1, Bytes: 7, SHA256: "x"})
+}
+
+func (c *fakeCluster) Address(context.Context, string, string) (string, error) { return "a:1", nil }
+
+func (c *fakeCluster) Abandon(context.Context, string, platform.Errand) error { return c.abandon() }
+
+func at(account string) volume.Place {
+	return volume.Place{Account: account, Namespace: "ns", Claim: "data"}
+}
+
+// moved moves between two fake clusters, and returns what was said, too.
+func moved(ctx context.Context, source, target *fakeCluster) (bytes int64, said string, err error) {
+	m := NewMover(func(account string) (platform.Streamer, error) {
+		return map[string]platform.Streamer{"source": source, "target": target}[account], nil
+	}, nil)
+	lines := make(chan string, 100)
+	bytes, err = m.Move(ctx, "id", "owner", at("source"), at("target"), func(line string) { lines <- line })
+	close(lines)
+	for l := range lines {
+		said += l + "\n"
+	}
+	return bytes, said, err
+}
+
+func well() error { return nil }
+
+// hangs is a cluster's answer to the second time that the Jobs are abandoned: first nothing is there.
+func hangs() func() error {
+	n := 0
+	return func() error {
+		if n++; n == 1 {
+			return nil
+		}
+		return fault.Newf(fault.Transient, "a pod hangs")
+	}
+}
+
+func TestAVerifiedCopyCountsAlthoughItsSenderHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		idle := func(ctx context.Context, _ platform.Errand) error { <-ctx.Done(); return ctx.Err() }
+		done := func(context.Context, platform.Errand) error { return nil }
+		bytes, said, err := moved(t.Context(), &fakeCluster{run: idle, abandon: hangs()}, &fakeCluster{run: done, abandon: well})
+		if err != nil || bytes != 7 || !strings.Contains(said, "the sender in account source has not ended yet: a pod hangs") {
+			t.Errorf("%d bytes, %v; said: %s", bytes, err, said)
+		}
+		if _, _, err = moved(t.Context(), &fakeCluster{run: idle, abandon: well}, &fakeCluster{run: done, abandon: hangs()}); !fault.Is(err, fault.Transient) {
+			t.Errorf("the claim is mounted still, and the error is %v", err)
+		}
+	})
+}
+
+func TestNeitherEndIsAtWorkWhenTheJobsAreAbandoned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var working atomic.Int32
+		slow := func(ctx context.Context, _ platform.Errand) error {
+			working.Add(1)
+			<-ctx.Done()
+			time.Sleep(time.Second)
+			working.Add(-1)
+			return ctx.Err()
+		}
+		seen := func() error {
+			if n := working.Load(); n != 0 {
+				t.Errorf("%d ends are at work", n)
+			}
+			return nil
+		}
+		broken := func(context.Context, platform.Errand) error { return fault.Newf(fault.Lost, "the disk is broken") }
+		_, _, err := moved(t.Context(), &fakeCluster{run: slow, abandon: seen}, &fakeCluster{run: broken, abandon: seen})
+		if !fault.Is(err, fault.Lost) || !strings.Contains(err.Error(), "the receiver in account target: the disk is broken") {
+			t.Error(err)
+		}
+		_, _, err = moved(t.Context(), &fakeCluster{run: broken, abandon: seen}, &fakeCluster{run: slow, abandon: seen})
+		if !fault.Is(err, fault.Lost) || !strings.Contains(err.Error(), "the sender in account source: the disk is broken") {
+			t.Error(err)
+		}
+	})
+}
+
+// TestAReceiverThatWasKilledBeforeItToldGetsTheSenderAgain has the receiver tell only what the second sender has it compare.
+func TestAReceiverThatWasKilledBeforeItToldGetsTheSenderAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		senders := make(chan struct{}, 10)
+		send := func(context.Context, platform.Errand) error { senders <- struct{}{}; return nil }
+		receive := func(ctx context.Context, _ platform.Errand) error {
+			for range 2 {
+				select {
+				case <-senders:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if _, _, err := moved(ctx, &fakeCluster{run: send, abandon: well}, &fakeCluster{run: receive, abandon: well}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestBothEndsTell has what the Jobs of both ends say come to whoever waits.
+func TestBothEndsTell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tells := func(line string) func(context.Context, platform.Errand) error {
+			return func(_ context.Context, e platform.Errand) error { e.Progress(line); return nil }
+		}
+		first := func(ctx context.Context, e platform.Errand) error {
+			e.Progress("a node is missing")
+			time.Sleep(time.Minute)
+			return nil
+		}
+		_, said, err := moved(t.Context(), &fakeCluster{run: tells("sending"), abandon: well}, &fakeCluster{run: first, abandon: well})
+		if err != nil || !strings.Contains(said, "sending") || !strings.Contains(said, "a node is missing") {
+			t.Errorf("%v; said: %s", err, said)
+		}
+	})
+}
