@@ -301,11 +301,22 @@ func (w *work) await(ctx context.Context) (result json.RawMessage, told bool, er
 				return nil, false, errors.Join(ctx.Err(), fault.Newf(fault.Transient, "the cluster no longer tells how %s is", job))
 			case !s.Exists:
 				return nil, false, fault.Newf(fault.Transient, "sluice errand %s: somebody deleted %s", w.e.Args[0], job)
+			case s.Failed && w.e.Resumes && !w.over(ctx):
+				if w.e.Progress != nil {
+					w.e.Progress(s.Reason + ": " + s.Message)
+				}
 			case s.Failed || s.Ready:
 				return w.last(ctx, s)
 			}
 		}
 	}
+}
+
+// over tells whether the Job itself has failed. That a pod of it finds no node or no image now is no end where pods are made again:
+// a node may come, and the Job has a deadline.
+func (w *work) over(ctx context.Context) bool {
+	live, err := w.p.dynamic.Resource(jobs()).Namespace(w.e.Namespace).Get(ctx, w.name, metav1.GetOptions{})
+	return err == nil && condition(live, "Failed")
 }
 
 // read returns the result that the head and its parts hold.
@@ -385,5 +396,11 @@ func (w *work) delete(ctx context.Context) error {
 
 // gone waits until the Job is no more, nor a pod of it.
 func (w *work) gone(ctx context.Context) error {
-	return w.p.await(ctx, manifest.Ref{Kind: "Job", Namespace: w.e.Namespace, Name: w.name}, func(s platform.State) bool { return !s.Exists })
+	job := manifest.Ref{Kind: "Job", Namespace: w.e.Namespace, Name: w.name}
+	err := w.p.await(ctx, job, func(s platform.State) bool { return !s.Exists })
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fault.WithRemedy(fault.Newf(fault.Transient, "%s of account %s was deleted, and it or a pod of it was not gone in time: %w", job, w.p.c.Account, err),
+			"see what holds its pod: a node that is away lets none go; asked again, the deletion goes on")
+	}
+	return err
 }
