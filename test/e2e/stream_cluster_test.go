@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,12 +31,12 @@ type router struct {
 	node   string // of staging
 	mu     sync.Mutex
 	open   map[string]bool // ports
-	kills  []func()        // what happens in the middle of the first connections
+	kills  []func()        // what happens in the middle of the first connections; set before the first
 	sent   []int64         // bytes of each connection to the receiver
 }
 
 // killAfter is how many bytes of a connection pass before its kill.
-const killAfter = 20 << 20
+const killAfter = 14 << 20
 
 // follow opens the ports of Sluice's Services of a namespace as they appear.
 func (r *router) follow(ctx context.Context, c cluster, namespace string) {
@@ -126,6 +128,21 @@ func (c cluster) kill(namespace string) {
 	c.t.Errorf("no pod of a stream runs in namespace %s of %s", namespace, c.name)
 }
 
+// killServer ends the server with SIGKILL, from any goroutine.
+func (k clusters) killServer() {
+	var m machine
+	out, err := k.command(context.Background(), "server", "status", "-o", "json").Output()
+	if err == nil {
+		err = json.Unmarshal(out, &m)
+	}
+	if err == nil {
+		err = syscall.Kill(m.Server.PID, syscall.SIGKILL)
+	}
+	if err != nil {
+		k.t.Error(err)
+	}
+}
+
 // streamed reads from a message how much was streamed.
 func streamed(t *testing.T, message string) int64 {
 	t.Helper()
@@ -150,7 +167,7 @@ func hostOf(t *testing.T, kubeconfig string) (server *url.URL) {
 }
 
 // TestADatabaseIsStreamedToAnotherCluster copies a running database to a cluster that is said to have a storage of its own, while
-// a client goes on writing; the pods of both ends are killed in the middle of it. The copy is the database that production had,
+// a client goes on writing; the pods of both ends, and then Sluice itself, are killed in the middle of it. The copy is the database that production had,
 // and is verified against the upgraded one; what had arrived before a kill is not sent again.
 func TestADatabaseIsStreamedToAnotherCluster(t *testing.T) {
 	k := newClusters(t)
@@ -183,9 +200,11 @@ accounts:
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	died := make(chan struct{})
 	r := &router{t: t, listen: here, node: hostOf(t, k.staging.file).Hostname(), open: map[string]bool{}, kills: []func(){
 		func() { k.prod.kill(ns + "-stream") },
 		func() { k.staging.kill(ns + "-base") },
+		func() { defer close(died); k.killServer() },
 	}}
 	go r.follow(ctx, k.staging, ns+"-base")
 	w.stall()
@@ -210,8 +229,13 @@ data: {databases: [{name: orders, engine: mongodb, target: prod, workload: state
 	if err := watch.Start(); err != nil {
 		t.Fatal(err)
 	}
+	select {
+	case <-died:
+	case <-time.After(k.wait):
+		t.Fatalf("it does not come to the death of the server: %s", k.status(id))
+	}
+	_ = watch.Wait() // its server is dead; the next command starts another one, which goes on
 	d := k.ended(id, "SUCCEEDED")
-	_ = watch.Wait() // it ends with the delivery; how does not matter here
 	copied := d.step("staging/before/1-copyData")
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -223,8 +247,8 @@ data: {databases: [{name: orders, engine: mongodb, target: prod, workload: state
 	for _, n := range r.sent {
 		all += n
 	}
-	if len(r.sent) < 3 {
-		t.Fatalf("there were %d connections in spite of two kills", len(r.sent))
+	if len(r.sent) < 4 {
+		t.Fatalf("there were %d connections in spite of three kills", len(r.sent))
 	}
 	// What was on the way at a kill is sent again: what the buffers of the connection held.
 	if most := streamed(t, copied.Message) + int64(len(r.sent))*5<<20; all > most {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -101,7 +100,7 @@ func newTally() *tally { return &tally{h: sha256.New()} }
 func (t *tally) add(e entry, content digest) {
 	text := func(s string) {
 		t.h.Write(binary.AppendUvarint(nil, uint64(len(s))))
-		io.WriteString(t.h, s)
+		t.h.Write([]byte(s))
 	}
 	text(string(e.Sort) + e.Path)
 	text(e.Target)

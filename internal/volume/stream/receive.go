@@ -474,6 +474,7 @@ func (r *receiving) dress(e entry) error {
 			return fault.WithRemedy(fault.Newf(fault.Conflict, "the folder %s of the target volume has %d names and the sender's has %d", e.Path, len(names), e.Names),
 				"somebody else writes to the claim; delete the copy and begin anew")
 		}
+	default:
 	}
 	if err := r.root.Lchown(e.Path, e.UID, e.GID); err != nil {
 		if errors.Is(err, fs.ErrPermission) && owned(r.root, e) {
