@@ -111,7 +111,7 @@ func (w *wire) frame(k kind, parts ...[]byte) error {
 	head := binary.BigEndian.AppendUint32([]byte{byte(k)}, uint32(n))
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.conn.SetWriteDeadline(time.Now().Add(2 * silence)); err != nil {
+	if err := w.conn.SetWriteDeadline(time.Now().Add(silence)); err != nil {
 		return broken{err}
 	}
 	all := net.Buffers(append([][]byte{head}, parts...))
