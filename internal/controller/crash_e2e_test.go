@@ -12,7 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -24,6 +24,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/config"
 	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/kube/kubetest"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform/kubernetes"
@@ -367,7 +368,10 @@ func TestLocked(t *testing.T) {
 	l.gone(t, "b")
 	lock("")
 	l.begin(t, "c", "3")
-	l.reaches(t, "c", func(d store.Delivery) bool { return d.Status.Nodes["prod/deploy/start"].Phase == delivery.StepRunning })
+	l.reaches(t, "c", func(d store.Delivery) bool { return d.Status.Waits != "" })
+	if why, err := kubectl("-n", l.deliveries, "wait", "delivery/c", `--for=jsonpath={.status.conditions[?(@.type=="Reconciling")].reason}=WaitingForLock`, "--timeout=30s"); err != nil {
+		t.Errorf("the delivery does not say that it waits: %s", why)
+	}
 	if left, err := kubectl("-n", l.app, "get", "deployments", "-o", "jsonpath={.items[*].metadata.name}"); err != nil || left != "web" {
 		t.Errorf("something was changed without the lock: %s", left)
 	}
@@ -405,9 +409,8 @@ func (l lab) gone(t *testing.T, id string) {
 // TestStoppedLeaderDoesNothing stops a leader between a status write and what it was to do next, for longer than two lease
 // periods. When it goes on it ends, and sends nothing but reads.
 func TestStoppedLeaderDoesNothing(t *testing.T) {
-	audit := filepath.Join(filepath.Dir(filepath.Dir(os.Getenv("LAB_KUBECONFIG"))), "log", "audit.log")
-	if _, err := os.Stat(audit); err != nil {
-		t.Skipf("the cluster has no audit log here: %v", err)
+	if len(kubetest.AuditLogs(t, os.Getenv("LAB_KUBECONFIG"))) == 0 {
+		t.Skip("the cluster has no audit log here")
 	}
 	for _, after := range []int{2, 3, 5, 7} {
 		t.Run(fmt.Sprint(after), func(t *testing.T) {
@@ -442,13 +445,12 @@ func TestStoppedLeaderDoesNothing(t *testing.T) {
 			if err := stopped.Wait(); err == nil {
 				t.Error("a controller that lost its Lease ended as if all was well")
 			}
-			for _, e := range audited(t, audit, resumed, time.Now().UTC(), "successor") {
-				read := e.Verb == "get" || e.Verb == "list" || e.Verb == "watch"
-				if e.UserAgent == "stopped" && !read {
+			for _, e := range audited(t, resumed, time.Now().UTC(), "successor") {
+				if e.UserAgent == "stopped" && !e.Reads() {
 					t.Errorf("the stopped leader sent %s %s", e.Verb, e.RequestURI)
 				}
 				// Nobody has anything to do any more, so whatever changes the application's namespace is the stopped leader's.
-				if strings.Contains(e.RequestURI, "/namespaces/"+l.app+"/") && e.UserAgent == "sluice" && !read {
+				if strings.Contains(e.RequestURI, "/namespaces/"+l.app+"/") && e.UserAgent == "sluice" && !e.Reads() {
 					t.Errorf("after the leader went on: %s %s", e.Verb, e.RequestURI)
 				}
 			}
@@ -456,42 +458,23 @@ func TestStoppedLeaderDoesNothing(t *testing.T) {
 	}
 }
 
-type auditEvent struct {
-	Verb       string    `json:"verb"`
-	UserAgent  string    `json:"userAgent"`
-	RequestURI string    `json:"requestURI"`
-	At         time.Time `json:"requestReceivedTimestamp"`
-}
-
 // audited returns the requests that the API server has received between two instants. It has them all when there is a later
 // one of a controller that leads, which renews its Lease all the time.
-func audited(t *testing.T, path string, since, until time.Time, leader string) []auditEvent {
+func audited(t *testing.T, since, until time.Time, leader string) (out []kubetest.Call) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	tail := exec.CommandContext(ctx, "tail", "-n", "+1", "-F", path)
-	log, err := tail.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tail.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		cancel()
-		_ = tail.Wait()
-	}()
-	var out []auditEvent
-	for lines := json.NewDecoder(log); ; {
-		var e auditEvent
-		if err := lines.Decode(&e); err != nil {
-			t.Fatalf("the audit log tells nothing of %s: %v", leader, err)
+	again := time.NewTicker(500 * time.Millisecond)
+	defer again.Stop()
+	for {
+		all := kubetest.Calls(t, os.Getenv("LAB_KUBECONFIG"), since, false)
+		if slices.ContainsFunc(all, func(c kubetest.Call) bool { return c.UserAgent == leader && c.At.After(until) }) {
+			return slices.DeleteFunc(all, func(c kubetest.Call) bool { return c.At.After(until) })
 		}
-		if e.At.After(since) && e.At.Before(until) {
-			out = append(out, e)
-		}
-		if e.UserAgent == leader && e.At.After(until) {
-			return out
+		select {
+		case <-ctx.Done():
+			t.Fatalf("the audit log tells nothing of %s", leader)
+		case <-again.C:
 		}
 	}
 }

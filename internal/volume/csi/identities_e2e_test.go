@@ -5,7 +5,6 @@ package csi
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/kube"
+	"github.com/sluice-cd/sluice/internal/kube/kubetest"
 	"github.com/sluice-cd/sluice/internal/volume"
 )
 
@@ -79,54 +79,6 @@ func (l *lab) install(t *testing.T, doc []byte) {
 			t.Error(err)
 		}
 	})
-}
-
-// call is a line of the API server's audit log.
-type call struct {
-	Verb  string
-	Stage string
-	User  struct{ Username string }
-	Acted *struct{ Username string }                 `json:"impersonatedUser"`
-	On    struct{ Resource, Namespace, Name string } `json:"objectRef"`
-	Said  struct{ Code int }                         `json:"responseStatus"`
-	At    time.Time                                  `json:"requestReceivedTimestamp"`
-}
-
-// calls reads what users have asked of production's API server, from an instant on.
-func calls(t *testing.T, since time.Time, users ...string) (all []call) {
-	t.Helper()
-	logs, err := filepath.Glob(filepath.Join(filepath.Dir(os.Getenv(variables()[prod])), "..", "log", "audit*.log"))
-	if err != nil || len(logs) == 0 {
-		t.Fatalf("the cluster keeps no audit log beside its kubeconfig, as clusters of the lab do: %v", err)
-	}
-	for _, file := range logs {
-		if i, err := os.Stat(file); err != nil || i.ModTime().Before(since) {
-			continue
-		}
-		f, err := os.Open(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		lines := bufio.NewScanner(f)
-		lines.Buffer(nil, 1<<20)
-		for lines.Scan() {
-			if !slices.ContainsFunc(users, func(u string) bool { return strings.Contains(lines.Text(), u) }) {
-				continue
-			}
-			var c call
-			if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
-				t.Fatal(err)
-			}
-			if c.Acted != nil && slices.Contains(users, c.Acted.Username) && c.Stage == "ResponseComplete" && c.At.After(since) {
-				all = append(all, c)
-			}
-		}
-		if err := lines.Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return all
 }
 
 // TestIdentities copies, swaps, goes back and cleans up with no more rights than are shipped, and tries what they must not give.
@@ -187,13 +139,10 @@ func TestIdentities(t *testing.T) {
 	}
 
 	var deleted []string
-	for _, c := range calls(t, start, copier, restorer) {
-		if c.Verb == "delete" && c.Said.Code < 300 {
-			who := "copier"
-			if c.Acted.Username == restorer {
-				who = "restorer"
-			}
-			deleted = append(deleted, fmt.Sprintf("%s: %s %s/%s", who, c.On.Resource, c.On.Namespace, c.On.Name))
+	who := map[string]string{copier: "copier", restorer: "restorer"}
+	for _, c := range kubetest.Calls(t, os.Getenv(variables()[prod]), start, true) {
+		if c.Verb == "delete" && c.Did() && who[c.As()] != "" {
+			deleted = append(deleted, fmt.Sprintf("%s: %s %s/%s", who[c.As()], c.On.Resource, c.On.Namespace, c.On.Name))
 		}
 	}
 	want := []string{
