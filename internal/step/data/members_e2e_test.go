@@ -189,12 +189,7 @@ func (r *replicated) dial(member string) func(context.Context, string, string) (
 }
 
 func (r *replicated) session(ctx context.Context, member string) (*pgx.Conn, error) {
-	c, err := pgx.ParseConfig("postgres://postgres@pg:5432/postgres?sslmode=disable")
-	if err != nil {
-		return nil, err
-	}
-	c.DialFunc, c.LookupFunc = r.dial(member), func(_ context.Context, h string) ([]string, error) { return []string{h}, nil }
-	return pgx.ConnectConfig(ctx, c)
+	return connect(ctx, "postgres://postgres@pg:5432/postgres?sslmode=disable", r.dial(member))
 }
 
 // roles is how the members are, in their order: "pg-2=primary/2" for the primary of release 2.

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/deployfile"
@@ -151,15 +152,9 @@ func (s *site) rows() (out []string) {
 
 func (s *site) withSQL(f func(*pgx.Conn) error) {
 	s.t.Helper()
-	cfg, err := pgx.ParseConfig("postgres://sluice@postgres:5432/postgres")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	cfg.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"127.0.0.1"}, nil }
-	cfg.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) {
+	c, err := connect(context.Background(), "postgres://sluice@postgres:5432/postgres", func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return s.platform.Dial(ctx, manifest.Ref{Kind: "Service", Namespace: "prod", Name: "postgres"}, "5432")
-	}
-	c, err := pgx.ConnectConfig(context.Background(), cfg)
+	})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -167,6 +162,16 @@ func (s *site) withSQL(f func(*pgx.Conn) error) {
 	if err := f(c); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// connect connects to PostgreSQL by a way of the test's own, past what the names in the URL mean to this machine.
+func connect(ctx context.Context, url string, dial pgconn.DialFunc) (*pgx.Conn, error) {
+	c, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	c.DialFunc, c.LookupFunc = dial, func(_ context.Context, h string) ([]string, error) { return []string{h}, nil }
+	return pgx.ConnectConfig(ctx, c)
 }
 
 // slots counts production's replication slots.
