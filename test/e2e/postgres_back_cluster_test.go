@@ -69,6 +69,15 @@ func TestPostgresGoesBackOnClusters(t *testing.T) {
 		})
 	}
 
+	play("a budget that nobody could count", func(p *pgShop) {
+		old := p.volume()
+		d := p.ended(p.direct(pgDatabase("lab/tool:1"), migration(""), 2), "FAILED")
+		says(p.t, d.String(), "a pod of lab/tool:1 says: pg_waldump of PostgreSQL 14 to 17 is not installed here (leave maxLost out")
+		if now := p.volume(); now != old {
+			p.t.Errorf("production runs on volume %s, was on %s", now, old)
+		}
+		p.runs(true)
+	})
 	play("the checkpoint is restored after an acknowledgement", (*pgShop).acknowledged)
 	play("the checkpoint is restored within the budget", (*pgShop).withinBudget)
 	play("the new version stays", (*pgShop).stays)
