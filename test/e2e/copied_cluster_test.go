@@ -51,7 +51,7 @@ data: {databases: [{name: orders, engine: mongodb, target: prod, workload: state
 	}
 	k.eventually("what ran beside the target is gone", func() error {
 		for _, purpose := range []string{"base", "control", "mark"} {
-			left := k.staging.names(ns+"-"+purpose, "pods")
+			left := append(k.staging.names(ns+"-"+purpose, "pods"), k.staging.names(ns+"-"+purpose, "networkpolicies.networking.k8s.io")...)
 			// The candidate was cloned from the base, which stays with it.
 			if purpose != "base" {
 				left = append(left, k.staging.names(ns+"-"+purpose, "persistentvolumeclaims")...)
