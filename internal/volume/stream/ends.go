@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -24,8 +25,11 @@ const Port = 8443
 
 const (
 	handshakeWithin = 10 * time.Second
-	alone           = 5 * time.Minute // how long an end waits for the other one, which may have been killed
-	againAfter      = time.Second     // between two attempts to connect; a network has no event for it
+	againAfter      = time.Second // between two attempts to connect; a network has no event for it
+	handshakesMost  = 16          // at once: anybody may connect
+
+	// alone is how long an end waits for the other one. That may need a node, its volume and its image first, also when it was killed.
+	alone = 30 * time.Minute
 )
 
 // Say is told how far a transfer is; it may leave lines out.
@@ -38,11 +42,8 @@ func Send(ctx context.Context, t Task, say Say) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
-	size, err := sizeOf(t.Dir)
-	if err != nil {
-		return Summary{}, err
-	}
-	m := &meter{say: say, began: time.Now(), total: size.Bytes}
+	m := &meter{say: say, began: time.Now()}
+	size := sync.OnceValues(func() (sized, error) { return sizeOf(t.Dir) })
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: handshakeWithin}, Config: config}
 	last := time.Now()
 	for {
@@ -66,8 +67,9 @@ func Send(ctx context.Context, t Task, say Say) (Summary, error) {
 	}
 }
 
-// once is one connection of the sender's. It tells whether the receiver was met.
-func once(ctx context.Context, d tls.Dialer, t Task, size sized, m *meter) (s Summary, met bool, err error) {
+// once is one connection of the sender's. It tells whether the receiver was met. What is to be sent is counted while the receiver
+// hears that somebody is there.
+func once(ctx context.Context, d tls.Dialer, t Task, size func() (sized, error), m *meter) (s Summary, met bool, err error) {
 	within, cancel := context.WithTimeout(ctx, 2*handshakeWithin)
 	defer cancel()
 	conn, err := d.DialContext(within, "tcp", t.Address)
@@ -77,12 +79,16 @@ func once(ctx context.Context, d tls.Dialer, t Task, size sized, m *meter) (s Su
 	w := newWire(conn)
 	defer w.close()
 	defer context.AfterFunc(ctx, w.close)()
-	s, err = send(w, t.ID, t.Dir, size, m.moved)
+	total, err := size()
+	if err == nil {
+		m.total = total.Bytes
+		s, err = send(w, t.ID, t.Dir, total, m.moved)
+	}
 	if err != nil && !isBroken(err) {
 		w.giveUp(err)
 		w.drain()
 	}
-	return s, m.sent+m.kept > 0 || err == nil, err
+	return s, w.heard, err
 }
 
 // Receive makes the task's folder hold what the sender has. The sender may be killed and come again: its newest connection
@@ -95,7 +101,7 @@ func Receive(ctx context.Context, t Task, l net.Listener, say Say) (Summary, err
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	senders := make(chan net.Conn)
+	senders := make(chan *wire)
 	ended := make(chan error, 1)
 	go func() { ended <- accept(ctx, l, config, senders, say) }()
 	type result struct {
@@ -119,16 +125,15 @@ func Receive(ctx context.Context, t Task, l net.Listener, say Say) (Summary, err
 		case <-lonely.C:
 			return Summary{}, fault.WithRemedy(fault.Newf(fault.Transient, "no sender came for %s", alone),
 				"see that the address which `stream` of this account names leads to the receiver's Service, and is reached from the other cluster")
-		case conn := <-senders:
+		case w := <-senders:
 			if current != nil {
 				current.close() // of a sender that is no more
 				if r := <-results; !isBroken(r.err) {
-					conn.Close()
+					w.close()
 					return r.Summary, r.err
 				}
 			}
 			lonely.Stop()
-			w := newWire(conn)
 			current, results = w, make(chan result, 1)
 			to := results
 			go func() {
@@ -151,14 +156,27 @@ func Receive(ctx context.Context, t Task, l net.Listener, say Say) (Summary, err
 	}
 }
 
-// accept hands on the connections that the sender makes, and refuses those of others.
-func accept(ctx context.Context, l net.Listener, config *tls.Config, senders chan<- net.Conn, say Say) error {
+// accept hands on the connections that the sender makes, and refuses those of others. A sender hears that the receiver is alive
+// also while that has not yet let go of the sender before it.
+func accept(ctx context.Context, l net.Listener, config *tls.Config, senders chan<- *wire, say Say) error {
+	room := make(chan struct{}, handshakesMost)
 	for {
 		raw, err := l.Accept()
-		if err != nil {
+		switch {
+		case errors.Is(err, net.ErrClosed) || ctx.Err() != nil:
 			return err
+		case err != nil:
+			say("a connection could not be accepted: %v", err) // as where there are too many
+			select {
+			case <-ctx.Done():
+			case <-time.After(againAfter):
+			}
+			continue
 		}
+		room <- struct{}{}
 		go func() {
+			free := sync.OnceFunc(func() { <-room })
+			defer free()
 			within, cancel := context.WithTimeout(ctx, handshakeWithin)
 			defer cancel()
 			conn := tls.Server(raw, config)
@@ -169,10 +187,12 @@ func accept(ctx context.Context, l net.Listener, config *tls.Config, senders cha
 				raw.Close()
 				return
 			}
+			free()
+			w := newWire(conn)
 			select {
-			case senders <- conn:
+			case senders <- w:
 			case <-ctx.Done():
-				raw.Close()
+				w.close()
 			}
 		}()
 	}

@@ -192,9 +192,12 @@ func soon(received <-chan told, err error) (Summary, error) {
 // toldWithin is how long an end may need to tell a result that the other one has told already.
 const toldWithin = 10 * time.Second
 
+// addressWithin is how long a cluster may take to give the receiver an address.
+const addressWithin = 5 * time.Minute
+
 // sendTo starts the sender when the receiver has an address.
 func (t *transfer) sendTo(ctx context.Context, identity Identity, say func(line string)) error {
-	within, cancel := context.WithTimeout(ctx, alone)
+	within, cancel := context.WithTimeout(ctx, addressWithin)
 	defer cancel()
 	address, err := t.target.Address(within, t.getKey, t.to.Namespace)
 	if err != nil {

@@ -256,7 +256,7 @@ func (r *receiving) look() error {
 	synced := false
 	for i, e := range filled {
 		info, err := r.root.Lstat(e.Path)
-		if err != nil {
+		if err := errors.Join(r.w.ended(), err); err != nil {
 			return err
 		}
 		if info.Size() == 0 && e.Size == 0 {
@@ -294,7 +294,7 @@ func (r *receiving) look() error {
 // anew.
 func (r *receiving) present(f *os.File, e entry, size int64) ([]digest, error) {
 	uncache(f)
-	clean, err := hollow(f, e, size)
+	clean, err := r.hollow(f, e, size)
 	if err != nil {
 		return nil, err
 	}
@@ -306,6 +306,9 @@ func (r *receiving) present(f *os.File, e entry, size int64) ([]digest, error) {
 	for _, x := range e.pieces() {
 		if x.At+x.Len > size {
 			break
+		}
+		if err := r.w.ended(); err != nil {
+			return nil, err
 		}
 		if _, err := f.ReadAt(buffer[:x.Len], x.At); err != nil {
 			return nil, err
@@ -338,7 +341,7 @@ func uncache(f *os.File) {
 }
 
 // hollow tells whether a file is empty wherever the entry has no data.
-func hollow(f *os.File, e entry, size int64) (bool, error) {
+func (r *receiving) hollow(f *os.File, e entry, size int64) (bool, error) {
 	data, err := extentsOf(f, min(size, e.Size))
 	if err != nil {
 		return false, err
@@ -348,6 +351,9 @@ func hollow(f *os.File, e entry, size int64) (bool, error) {
 		for _, x := range data {
 			from, to := max(gap.At, x.At), min(gap.At+gap.Len, x.At+x.Len)
 			for at := from; at < to; {
+				if err := r.w.ended(); err != nil {
+					return false, err
+				}
 				n, err := f.ReadAt(buffer[:min(pieceSize, to-at)], at)
 				if err != nil && err != io.EOF {
 					return false, err

@@ -68,30 +68,39 @@ func (f failure) err() error {
 
 // wire is one connection between the two ends.
 type wire struct {
-	conn net.Conn
-	mu   sync.Mutex // of writes
-	end  func()
+	conn   net.Conn
+	mu     sync.Mutex // of writes
+	heard  bool       // the other end has said something: it is the one that is meant, and takes part
+	closed chan struct{}
+	end    func()
 }
 
 // newWire says that this end is alive until it is closed.
 func newWire(conn net.Conn) *wire {
-	stop := make(chan struct{})
-	w := &wire{conn: conn, end: sync.OnceFunc(func() { close(stop) })}
+	w := &wire{conn: conn, closed: make(chan struct{})}
+	w.end = sync.OnceFunc(func() { close(w.closed) })
 	go func() {
 		t := time.NewTicker(beat)
 		defer t.Stop()
-		for {
+		for w.frame(alive, nil) == nil { // else whoever writes next is told
 			select {
-			case <-stop:
+			case <-w.closed:
 				return
 			case <-t.C:
-				if w.frame(alive, nil) != nil {
-					return // whoever writes next is told
-				}
 			}
 		}
 	}()
 	return w
+}
+
+// ended is an error once this end has closed the wire: what is done for it is in vain.
+func (w *wire) ended() error {
+	select {
+	case <-w.closed:
+		return broken{net.ErrClosed}
+	default:
+		return nil
+	}
 }
 
 func (w *wire) close() {
@@ -138,15 +147,16 @@ func (w *wire) next() (kind, []byte, error) {
 		}
 		var head [5]byte
 		if _, err := io.ReadFull(w.conn, head[:]); err != nil {
-			return 0, nil, broken{closed(err)}
+			return 0, nil, broken{inWords(err)}
 		}
+		w.heard = true
 		n := binary.BigEndian.Uint32(head[1:])
 		if n > frameMost {
 			return 0, nil, fault.Newf(fault.Invalid, "a frame of %d bytes arrived: the other end does not speak this protocol", n)
 		}
 		body := make([]byte, n)
 		if _, err := io.ReadFull(w.conn, body); err != nil {
-			return 0, nil, broken{closed(err)}
+			return 0, nil, broken{inWords(err)}
 		}
 		switch kind(head[0]) {
 		case alive:
@@ -162,8 +172,8 @@ func (w *wire) next() (kind, []byte, error) {
 	}
 }
 
-// closed says in words what the end of a connection is.
-func closed(err error) error {
+// inWords says what the end of a connection is.
+func inWords(err error) error {
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("the other end closed the connection")
