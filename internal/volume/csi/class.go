@@ -121,6 +121,30 @@ func (c cluster) anyClass(ctx context.Context, to volume.Place, usual string) (d
 	return one.text("provisioner"), one.GetName(), nil
 }
 
+// passingClass chooses the class of a clone that goes again when it was streamed: one by which the volume goes with its claim, so
+// that whoever copies need not be allowed to change volumes.
+func (c cluster) passingClass(ctx context.Context, s shape) (name string, late bool, err error) {
+	all, err := c.list(ctx, storageClasses(), "", "")
+	if err != nil {
+		return "", false, err
+	}
+	found := slices.DeleteFunc(all, func(o object) bool { return o.text("provisioner") != s.Driver || o.text("reclaimPolicy") == retain })
+	one, ok := choose(found, "storageclass.kubernetes.io/is-default-class")
+	for _, o := range found {
+		if o.GetName() == s.Class {
+			one, ok = o, true
+		}
+	}
+	if !ok {
+		return "", false, fault.WithRemedy(fault.Newf(fault.Invalid, "a clone of the volume is to be streamed and then to go, and account %s has %s by which that could be", c.account,
+			count(found, "StorageClass", s.Driver)), "make a class of driver %s with reclaimPolicy: Delete; where there are several, mark one as the default", s.Driver)
+	}
+	return one.GetName(), lateness(one), nil
+}
+
+// lateness tells whether a class has its volumes made when somebody mounts their claim.
+func lateness(class object) bool { return class.text("volumeBindingMode") == "WaitForFirstConsumer" }
+
 // storageClass chooses the class of a clone's claim, and says whether it waits for its first consumer.
 func (c cluster) storageClass(ctx context.Context, to volume.Place, s shape) (name string, late bool, err error) {
 	all, err := c.list(ctx, storageClasses(), "", "")
@@ -131,7 +155,6 @@ func (c cluster) storageClass(ctx context.Context, to volume.Place, s shape) (na
 	if wanted == "" {
 		wanted = s.Class
 	}
-	lateness := func(o object) bool { return o.text("volumeBindingMode") == "WaitForFirstConsumer" }
 	found := slices.DeleteFunc(slices.Clone(all), func(o object) bool { return o.text("provisioner") != s.Driver })
 	for _, o := range found {
 		if o.GetName() == wanted {

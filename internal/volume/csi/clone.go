@@ -66,7 +66,12 @@ func (d *Driver) clone(ctx context.Context, r record, of volume.CopyInfo) (recor
 		}
 	}
 	var late bool
-	if r.Shape.Class, late, err = c.storageClass(ctx, to, r.Shape); err != nil {
+	if r.Lent {
+		r.Shape.Class, late, err = c.passingClass(ctx, r.Shape)
+	} else {
+		r.Shape.Class, late, err = c.storageClass(ctx, to, r.Shape)
+	}
+	if err != nil {
 		return r, err
 	}
 	if to.Bytes != 0 && to.Bytes < from.Shape.Bytes {

@@ -18,15 +18,21 @@ import (
 func (d *Driver) Delete(ctx context.Context, copy volume.Copy) error {
 	i := copy.Info()
 	var all []record
-	for n := range i.Sources {
+	for n, s := range i.Sources {
 		p, err := d.part(ctx, i, n)
 		if fault.Is(err, fault.NotFound) {
-			continue // its making was cut short, or its deletion
+			// Its making was cut short, or its deletion; or somebody else deleted the claim, and what filled it is left.
+			if i.Method == volume.Stream {
+				if err := d.empty(ctx, record{Copy: i, Part: n, From: s.Account}); err != nil {
+					return err
+				}
+			}
+			continue
 		}
 		if err != nil {
 			return err
 		}
-		if p.Filling {
+		if p.Copy.Method == volume.Stream {
 			if err := d.empty(ctx, p.record); err != nil {
 				return err
 			}

@@ -19,7 +19,7 @@ func (r record) lent() volume.CopyInfo {
 }
 
 // fill streams to a claim what it is made from. One that was begun by an earlier call goes on. That it is filled is written down
-// last, so that half a copy never counts.
+// when all of it is verified, so that half a copy never counts.
 func (d *Driver) fill(ctx context.Context, c cluster, r record, of volume.CopyInfo) (record, error) {
 	if d.mover == nil {
 		return r, fault.Newf(fault.Invalid, "copy %s was begun as a stream from account %s, which now shares its storage: delete the copy first", r.Copy.ID, r.From)
@@ -34,13 +34,17 @@ func (d *Driver) fill(ctx context.Context, c cluster, r record, of volume.CopyIn
 		return err
 	}()
 	if err == nil {
-		err = d.remove(ctx, lent, r.From)
-	}
-	if err == nil {
 		r.Filling = false
 		err = c.rewrite(ctx, r)
 	}
-	if err == nil || ctx.Err() != nil || fault.Is(err, fault.Transient) {
+	if err == nil {
+		// It goes with the copy if it does not go now.
+		if e := d.remove(ctx, lent, r.From); e != nil {
+			d.say(fmt.Sprintf("the clone that was streamed is not removed yet: %v", e))
+		}
+		return r, nil
+	}
+	if ctx.Err() != nil || fault.Is(err, fault.Transient) {
 		return r, err // what was streamed is not streamed again by the same call
 	}
 	return r, removed(ctx, err, func(ctx context.Context) error {
@@ -64,7 +68,7 @@ func (c cluster) rewrite(ctx context.Context, r record) error {
 	return err
 }
 
-// empty ends what fills a claim, and removes what that was read from.
+// empty ends what fills a claim, or has filled it, and removes what that was read from.
 func (d *Driver) empty(ctx context.Context, r record) error {
 	lent := r.lent()
 	if d.mover != nil {
