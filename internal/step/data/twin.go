@@ -201,24 +201,28 @@ func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database,
 	for _, claim := range r.workload.claims {
 		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.theirs, Replace: r.replace, Class: r.classes[claim]})
 	}
-	clone, err := telling(p.volumes, c).Clone(ctx, r.copyID, c.Delivery, r.from, to)
-	if err != nil {
-		return database.Launch{}, err
-	}
 	var launch database.Launch
 	g, within := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
+	if r.isolated != nil {
+		// Already while it is cloned: that may be streamed for hours, in vain where the quarantine does not hold.
+		g.Go(func() error { return r.isolated(within) })
+	}
+	g.Go(func() error {
+		clone, err := telling(p.volumes, c).Clone(within, r.copyID, c.Delivery, r.from, to)
+		if err != nil {
+			return err
+		}
+		if r.isolated == nil {
+			g.Go(func() error { return b.isolate(within, c, p, db, r) })
+		}
 		launch, err = b.prepare(within, c, p, db, r.workload, files(clone), r.role, r.copyID+"/prepare")
 		if err != nil {
-			err = fmt.Errorf("prepare a copy of %s as %s: %w", db.Name, r.role, err)
+			return fmt.Errorf("prepare a copy of %s as %s: %w", db.Name, r.role, err)
 		}
-		return err
+		return nil
 	})
-	if r.isolated == nil {
-		r.isolated = func(ctx context.Context) error { return b.isolate(ctx, c, p, db, r) }
-	}
-	g.Go(func() error { return r.isolated(within) })
-	return launch, g.Wait()
+	err := g.Wait()
+	return launch, err
 }
 
 // telling returns the driver that says how far it is, where it can.
