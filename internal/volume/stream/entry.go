@@ -202,7 +202,7 @@ func (w *walker) entry(path string) (entry, error) {
 		return entry{}, err
 	}
 	s := info.Sys().(*syscall.Stat_t)
-	e := entry{Path: path, Mode: uint32(s.Mode) &^ unix.S_IFMT, UID: int(s.Uid), GID: int(s.Gid), MTime: info.ModTime().UnixNano()}
+	e := entry{Path: path, Mode: s.Mode &^ unix.S_IFMT, UID: int(s.Uid), GID: int(s.Gid), MTime: info.ModTime().UnixNano()}
 	switch info.Mode().Type() {
 	case fs.ModeDir:
 		e.Sort = folder
@@ -220,7 +220,7 @@ func (w *walker) entry(path string) (entry, error) {
 		return e, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is a device, and the stream carries files only", path), "remove it from the volume")
 	}
 	if s.Nlink > 1 && e.Sort != folder {
-		id := [2]uint64{uint64(s.Dev), s.Ino}
+		id := [2]uint64{s.Dev, s.Ino}
 		if first, known := w.inode[id]; known {
 			return entry{Sort: link, Path: path, Target: first}, nil
 		}
@@ -332,7 +332,7 @@ func sizeOf(dir string) (sized, error) {
 			return filepath.SkipDir
 		}
 		if st.Nlink > 1 && !d.IsDir() {
-			id := [2]uint64{uint64(st.Dev), st.Ino}
+			id := [2]uint64{st.Dev, st.Ino}
 			if seen[id] {
 				return nil
 			}

@@ -35,7 +35,7 @@ func receive(w *wire, id, dir string) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // it was opened for resolving names only
 	d, err := root.Open(".")
 	if err != nil {
 		return Summary{}, err

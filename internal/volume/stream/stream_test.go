@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -138,14 +137,14 @@ func stated(t *testing.T, dir string) map[string]string {
 			return err
 		}
 		text := fmt.Sprintf("%o %d:%d %d.%09d", s.Mode, s.Uid, s.Gid, s.Mtim.Sec, s.Mtim.Nsec)
-		switch {
-		case s.Mode&unix.S_IFMT == unix.S_IFLNK:
+		switch s.Mode & unix.S_IFMT {
+		case unix.S_IFLNK:
 			to, err := os.Readlink(path)
 			if err != nil {
 				return err
 			}
 			text += " to " + to
-		case s.Mode&unix.S_IFMT == unix.S_IFREG:
+		case unix.S_IFREG:
 			body, err := os.ReadFile(path)
 			if err != nil {
 				return err
@@ -188,7 +187,6 @@ type pair struct {
 	from, to         string
 	sender, receiver Task
 	listener         net.Listener
-	sent, kept       atomic.Int64
 }
 
 func newPair(t *testing.T, from, to string) *pair {
