@@ -3,8 +3,10 @@
 package kubernetes
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/platform"
@@ -61,19 +63,29 @@ spec: {storageClassName: cow-late, accessModes: [ReadWriteOnce], resources: {req
 	if err != nil || !strings.Contains(string(result), "every file of 0 databases is inside the copy") {
 		t.Errorf("the errand says: %s, %v", result, err)
 	}
-	for _, kind := range []string{"Job", "Pod", "Role", "RoleBinding"} {
-		left, err := p.List(t.Context(), kind, "errand")
-		if err != nil || len(left) > 0 {
-			t.Errorf("%d %ss are left, %v", len(left), kind, err)
+	nothingLeft(t, p, "errand")
+}
+
+// nothingLeft holds that nothing of an errand stays in a namespace: its Job goes once its pod has ended, the rest before.
+func nothingLeft(t *testing.T, p *Platform, namespace string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, kind := range []string{"Job", "Pod", "Secret", "Role", "RoleBinding", "ServiceAccount", "NetworkPolicy"} {
+		left, err := p.List(ctx, kind, namespace)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	secrets, err := p.List(t.Context(), "Secret", "errand")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range secrets {
-		if strings.Contains(s.GetName(), "errand") {
-			t.Errorf("Secret %s is left", s.GetName())
+		for _, o := range left {
+			switch {
+			case !strings.Contains(o.GetName(), "errand"):
+			case kind != "Job":
+				t.Errorf("%s %s is left", kind, o.GetName())
+			default:
+				if err := p.await(ctx, o.Ref(), func(s platform.State) bool { return !s.Exists }); err != nil {
+					t.Errorf("%s is left: %v", o.Ref(), err)
+				}
+			}
 		}
 	}
 }
