@@ -116,8 +116,11 @@ func TestAQuarantineThatIsEnforcedHolds(t *testing.T) {
 	} {
 		attempts.Go(func() error {
 			reached, err := p.probe(t.Context(), key, a.who, a.reach)
-			if err != nil || len(reached) != len(a.reach) {
-				return fmt.Errorf("%s: only %q, %v", a.manner, reached, err)
+			if err == nil && len(reached) != len(a.reach) {
+				err = fmt.Errorf("only %q", reached)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", a.manner, err)
 			}
 			return nil
 		})
