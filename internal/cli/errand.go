@@ -155,7 +155,7 @@ func besideData(c *cobra.Command, do func(context.Context, verification.Task, da
 		if err != nil {
 			return nil, err
 		}
-		return do(ctx, t, e, in.Dial, verification.Options{Spill: os.TempDir(), Progress: nowAndThen(c.OutOrStdout(), sayEvery)})
+		return do(ctx, t, e, in.Dial, verification.Options{Spill: os.TempDir(), Share: errand.Share(), Progress: nowAndThen(c.OutOrStdout(), sayEvery)})
 	})
 }
 

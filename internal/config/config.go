@@ -64,6 +64,7 @@ type Jobs struct {
 	Image       string // of Sluice; "" where there is none, and databases of the cluster cannot be copied
 	Limits      corev1.ResourceList
 	Tolerations []corev1.Toleration
+	Parallelism int // how many pods read a large database at a time; 0: 4
 }
 
 // MetricProvider is where numbers come from.

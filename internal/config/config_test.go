@@ -44,6 +44,7 @@ accounts:
       image: registry.example.org/sluice:1
       limits: {cpu: 500m, memory: 512Mi}
       tolerations: [{key: dedicated, operator: Equal, value: databases, effect: NoSchedule}]
+      parallelism: 8
 metricProviders:
   plain: {url: "http://127.0.0.1:9090"}
   guarded:
@@ -76,7 +77,7 @@ roles:
 				CopyAs: "system:serviceaccount:sluice-system:sluice-copier", RestoreAs: "somebody", Stream: "203.0.113.7",
 				Jobs: Jobs{Image: "registry.example.org/sluice:1",
 					Limits:      corev1.ResourceList{"cpu": resource.MustParse("500m"), "memory": resource.MustParse("512Mi")},
-					Tolerations: []corev1.Toleration{{Key: "dedicated", Operator: "Equal", Value: "databases", Effect: "NoSchedule"}}}},
+					Tolerations: []corev1.Toleration{{Key: "dedicated", Operator: "Equal", Value: "databases", Effect: "NoSchedule"}}, Parallelism: 8}},
 		},
 		MetricProviders: map[string]MetricProvider{
 			"plain": {Name: "plain", Kind: Prometheus, URL: "http://127.0.0.1:9090"},

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
@@ -120,6 +121,12 @@ func (r *reader) jobs(account string, n ast.Node) Jobs {
 				}
 				j.Limits[corev1.ResourceName(name)] = q
 			})
+		},
+		"parallelism": func(n ast.Node) {
+			var err error
+			if j.Parallelism, err = strconv.Atoi(r.text(n, "parallelism")); err != nil || j.Parallelism < 1 {
+				r.wrong(n, "write a number from 1 on, which is how many pods read a large database at a time", "parallelism is no such number")
+			}
 		},
 		"tolerations": func(n ast.Node) {
 			s, ok := r.resolve(n).(*ast.SequenceNode)

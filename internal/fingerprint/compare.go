@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -51,7 +50,6 @@ type comparison struct {
 	digests [2]*Digest
 	meter   *meter
 	report  *Report
-	doubts  []string
 	out     *json.Encoder
 	spilled atomic.Int64
 	dir     string
@@ -64,7 +62,7 @@ func compare(ctx context.Context, o Options, without Part) (*Report, error) {
 	c := &comparison{Options: o, without: without, digests: [2]*Digest{o.SourceDigest, o.TargetDigest}, meter: newMeter(o.Progress)}
 	c.defaults()
 	c.report = &Report{Seed: o.Seed.Digest(), Plan: o.Plan.Digest(), Started: time.Now().UTC(), Tables: []TableReport{},
-		Schema: o.Plan.Findings, Expected: o.Plan.Expected, NotCompared: o.Plan.NotCompared,
+		Coverage: Coverage{Objects: o.Plan.Objects}, Schema: o.Plan.Findings, Expected: o.Plan.Expected, NotCompared: o.Plan.NotCompared,
 		Source: SideReport{Info: o.Plan.infos[Source]}, Target: SideReport{Info: o.Plan.infos[Target]}}
 	err := c.run(ctx)
 	c.meter.stop()
@@ -177,8 +175,8 @@ func (c *comparison) table(ctx context.Context, i int) error {
 	err := w.run(ctx)
 	if d, ok := errors.AsType[*doubt](err); ok {
 		r.Verdict = Unknown
+		r.Doubt = d.reason
 		r.note(d.reason)
-		c.doubts = append(c.doubts, d.reason)
 		return nil
 	}
 	if err != nil {
@@ -196,7 +194,13 @@ func (t *TableReport) note(text string) {
 
 // first makes or unpacks the leaves of both sides, the scans in parallel.
 func (w *tableWork) first(ctx context.Context) (out [2]*leaves, err error) {
-	w.meter.begin(w.t, 1)
+	var sides []Role
+	for role, d := range w.digests {
+		if d == nil {
+			sides = append(sides, Role(role))
+		}
+	}
+	w.meter.begin(w.t, 1, sides...)
 	g, ctx := errgroup.WithContext(ctx)
 	for role := range out {
 		g.Go(func() error {
@@ -216,54 +220,13 @@ func (w *tableWork) pass(role Role, number int) *pass {
 	return &pass{view: w.views[role], table: w.t, role: role, seed: w.Seed, number: number, workers: w.Workers, meter: w.meter, without: w.without}
 }
 
-// finish writes the verdict. What is certain goes before what is not: a difference is one even where other tables could
-// not be compared.
+// finish writes the verdict, and what it cost.
 func (c *comparison) finish(err error) {
 	r := c.report
-	r.Coverage = Coverage{Relations: len(r.Tables), Objects: c.Plan.Objects}
-	var uncovered []string
-	for _, n := range r.NotCompared {
-		if !n.Expected {
-			r.Coverage.NotCompared++
-			uncovered = append(uncovered, n.Object+" ("+n.Reason+")")
-		}
-	}
-	different := 0
 	for i := range r.Tables {
 		r.Cost.Passes = max(r.Cost.Passes, r.Tables[i].Passes)
-		if r.Tables[i].Verdict == Different {
-			different++
-		}
 	}
-	switch {
-	case err != nil:
-		r.Verdict, r.Reason = Unknown, err.Error()
-	case different+len(r.Schema) > 0:
-		r.Verdict = Different
-		r.Reason = fmt.Sprintf("%d of %d tables differ, and %d differences of the schema were found", different, len(r.Tables), len(r.Schema))
-		if len(c.doubts) > 0 {
-			r.Reason += "; besides, " + strings.Join(c.doubts, "; ")
-		}
-	case len(c.doubts) > 0:
-		r.Verdict, r.Reason = Unknown, strings.Join(c.doubts, "; ")
-	case len(uncovered) > 0:
-		r.Verdict, r.Reason = Unknown, "not everything could be compared, and the contract does not name it: "+firstFew(uncovered)
-	case len(r.Tables) == 0 || r.Source.Rows+r.Target.Rows == 0:
-		r.Verdict, r.Reason = Unknown, "there is nothing to compare: neither side has a row; check the names of the databases"
-	default:
-		r.Verdict = Equal
-	}
-	r.Cost.Seconds = time.Since(r.Started).Seconds()
-	r.Cost.RowsScanned = c.meter.total.Load()
-	r.Cost.SpillBytes = c.spilled.Load()
-	if r.Cost.Seconds > 0 {
-		r.Cost.RowsPerSecond = float64(r.Cost.RowsScanned) / r.Cost.Seconds
-	}
-}
-
-func firstFew(list []string) string {
-	if len(list) > 3 {
-		return strings.Join(list[:3], ", ") + fmt.Sprintf(" and %d more", len(list)-3)
-	}
-	return strings.Join(list, ", ")
+	r.Cost.RowsScanned, r.Cost.SpillBytes = c.meter.total.Load(), c.spilled.Load()
+	r.took(time.Since(r.Started))
+	r.conclude(err)
 }

@@ -46,6 +46,11 @@ func (d *Digest) fits(plan *Plan, seed Seed, role Role, cells int) error {
 		return fault.Newf(fault.Conflict, "the fingerprint of the %s has %d cells and %d tables, the comparison %d and %d; scan it again",
 			role, d.Cells, len(d.Tables), cells, len(plan.Tables))
 	}
+	for i := range d.Tables {
+		if d.Tables[i].Name != plan.Tables[i].Name {
+			return fault.Newf(fault.Conflict, "the fingerprint of the %s is of another share: it has %s, the comparison %s; scan it again", role, d.Tables[i].Name, plan.Tables[i].Name)
+		}
+	}
 	return nil
 }
 

@@ -11,11 +11,12 @@ import (
 // progressEvery is how often a caller hears of a scan.
 const progressEvery = 250 * time.Millisecond
 
-// Progress is how far a comparison has come. Rows and the estimate count both sides of the pass.
+// Progress is how far a comparison has come. Rows and the estimate count the sides that the pass scans.
 type Progress struct {
 	Relation      database.Name
 	Pass          int // 1, 2 or 3
 	Rows          int64
+	Total         int64 // rows of all passes until now
 	Estimate      int64 // how many rows the catalogs expect; 0 where they do not know
 	RowsPerSecond float64
 	ETA           time.Duration // of this pass; 0 where it is not known
@@ -72,10 +73,10 @@ func (m *meter) add(rows int64) {
 	m.total.Add(rows)
 }
 
-// begin starts a pass over a table.
-func (m *meter) begin(t *Table, number int) {
+// begin starts a pass over sides of a table.
+func (m *meter) begin(t *Table, number int, sides ...Role) {
 	m.mu.Lock()
-	m.current = Progress{Relation: t.Name, Pass: number, Estimate: t.sides[Source].relation.Rows + t.sides[Target].relation.Rows}
+	m.current = Progress{Relation: t.Name, Pass: number, Estimate: t.estimate(sides...)}
 	m.started = time.Now()
 	m.rows.Store(0)
 	m.mu.Unlock()
@@ -100,7 +101,7 @@ func (m *meter) tell() {
 	if p.Pass == 0 {
 		return
 	}
-	p.Rows = m.rows.Load()
+	p.Rows, p.Total = m.rows.Load(), m.total.Load()
 	if seconds := time.Since(m.started).Seconds(); seconds > 0 {
 		p.RowsPerSecond = float64(p.Rows) / seconds
 	}

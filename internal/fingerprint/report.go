@@ -2,6 +2,8 @@ package fingerprint
 
 import (
 	"encoding/json"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/database"
@@ -56,6 +58,7 @@ type TableReport struct {
 	Verdict       Verdict       `json:"verdict"`
 	Key           []string      `json:"key,omitempty"`
 	Note          string        `json:"note,omitempty"`
+	Doubt         string        `json:"doubt,omitempty"` // why nothing can be said about it; the note has it, too
 	SourceRows    int64         `json:"sourceRows"`
 	TargetRows    int64         `json:"targetRows"`
 	SourceRoot    string        `json:"sourceRoot"`
@@ -71,6 +74,61 @@ type TableReport struct {
 	AtLeast       bool          `json:"atLeast,omitempty"` // NotClassified counts buckets, there may be more rows
 	Columns       []string      `json:"columns,omitempty"` // columns whose sums differ
 	Classes       []ClassReport `json:"classes,omitempty"`
+}
+
+// took says how long it took, whose rows and passes are there already.
+func (r *Report) took(d time.Duration) {
+	if r.Cost.Seconds = d.Seconds(); r.Cost.Seconds > 0 {
+		r.Cost.RowsPerSecond = float64(r.Cost.RowsScanned) / r.Cost.Seconds
+	}
+}
+
+// conclude writes the verdict. What is certain goes before what is not: a difference is one even where other tables could
+// not be compared.
+func (r *Report) conclude(err error) {
+	r.Verdict, r.Reason = Unknown, ""
+	r.Coverage.Relations, r.Coverage.NotCompared = len(r.Tables), 0
+	var uncovered, doubts []string
+	for _, n := range r.NotCompared {
+		if !n.Expected {
+			r.Coverage.NotCompared++
+			uncovered = append(uncovered, n.Object+" ("+n.Reason+")")
+		}
+	}
+	different := 0
+	for i := range r.Tables {
+		if r.Tables[i].Verdict == Different {
+			different++
+		}
+		if d := r.Tables[i].Doubt; d != "" {
+			doubts = append(doubts, d)
+		}
+	}
+	switch {
+	case err != nil:
+		r.Reason = err.Error()
+	case different+len(r.Schema) > 0:
+		r.Verdict = Different
+		r.Reason = fmt.Sprintf("%d of %d tables differ, and %d differences of the schema were found", different, len(r.Tables), len(r.Schema))
+		if len(doubts) > 0 {
+			r.Reason += "; besides, " + strings.Join(doubts, "; ")
+		}
+	case len(doubts) > 0:
+		r.Reason = strings.Join(doubts, "; ")
+	case len(uncovered) > 0:
+		r.Reason = "not everything could be compared, and the contract does not name it: " + firstFew(uncovered)
+	case len(r.Tables) == 0 || r.Source.Rows+r.Target.Rows == 0:
+		r.Reason = "there is nothing to compare: neither side has a row; check the names of the databases"
+	default:
+		r.Verdict = Equal
+	}
+}
+
+func firstFew(list []string) string {
+	if len(list) > 3 {
+		return strings.Join(list[:3], ", ") + fmt.Sprintf(" and %d more", len(list)-3)
+	}
+	return strings.Join(list, ", ")
 }
 
 // Differences is how many rows differ.

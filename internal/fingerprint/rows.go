@@ -23,7 +23,7 @@ func (w *tableWork) classifyRows(ctx context.Context, want *wanted) error {
 	defer closeSpills(sides)
 	if want.filter != nil {
 		w.r.Passes++
-		w.meter.begin(w.t, w.r.Passes)
+		w.meter.begin(w.t, w.r.Passes, Source, Target)
 	}
 	g, reading := errgroup.WithContext(ctx)
 	for role := range sides {

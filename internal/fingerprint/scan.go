@@ -136,10 +136,10 @@ func scan(ctx context.Context, view database.View, plan *Plan, o ScanOptions, wi
 	started := time.Now()
 	m := newMeter(o.Progress)
 	defer m.stop()
-	d := &Digest{Plan: plan.Digest(), Seed: o.Seed.Digest(), Role: o.Role, Info: plan.infos[o.Role], Cells: cellsOr(o.Cells)}
+	d := &Digest{Plan: plan.Digest(), Seed: o.Seed.Digest(), Role: o.Role, Info: plan.infos[o.Role], Cells: cellsOr(o.Cells), Tables: []TableDigest{}}
 	for i := range plan.Tables {
 		t := &plan.Tables[i]
-		m.begin(t, 1)
+		m.begin(t, 1, o.Role)
 		p := &pass{view: view, table: t, role: o.Role, seed: o.Seed, number: 1, workers: o.Workers, meter: m, without: without}
 		l, err := p.digest(ctx, d.Cells)
 		if err != nil {

@@ -171,7 +171,7 @@ func (w *tableWork) wantDecoded(d *decoded, want *wanted) {
 
 // wantSpilled is pass 2: the hashes of the rows in differing buckets go to partitions, which are merged one by one.
 func (w *tableWork) wantSpilled(ctx context.Context, d *decoded, want *wanted) error {
-	w.meter.begin(w.t, 2)
+	w.meter.begin(w.t, 2, Source, Target)
 	need := hashRecord * (d.rows[Source] + d.rows[Target])
 	sides, err := w.spills("hashes", need, w.MemoryBytes)
 	if err != nil {

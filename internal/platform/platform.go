@@ -206,10 +206,12 @@ type Exposer interface {
 // Runner is a Platform whose volumes no file of this machine is, and whose databases are far from it: what Sluice must do to
 // them, it does by commands of its own that run beside them.
 type Runner interface {
-	// Run runs a command in a pod, and returns what it reported when no pod mounts its claims any more. A failure that the
-	// command reported keeps its kind. The same key goes on with a run that is under way; the sameness of the rest is the
-	// caller's care.
-	Run(ctx context.Context, key string, e Errand) (json.RawMessage, error)
+	// Run runs a command in a pod, or in one for each share, and returns what they reported, in the order of the shares, when no
+	// pod mounts its claims any more. A failure that the command reported keeps its kind; one of a share is that of all. The same
+	// key goes on with a run that is under way; the sameness of the rest is the caller's care.
+	Run(ctx context.Context, key string, e Errand) ([]json.RawMessage, error)
+	// Pods is how many pods an errand may have at a time.
+	Pods() int
 	// End ends what of a delivery still runs in a namespace because nobody waited for it to its end. No pod of it mounts a claim then.
 	End(ctx context.Context, namespace, delivery string) error
 }
@@ -233,11 +235,12 @@ type Errand struct {
 	Mounts    []Mount           // beside volumes
 	Like      corev1.PodSpec    // the pod whose user and nodes it shares, because the files are that pod's
 	Services  []manifest.Ref    // beside databases: closed or not, the command may connect to these and to nothing else
+	Shares    int               // how many pods do it together, each of which knows its number; 0: one, which has none
 	Within    time.Duration     // from its start on; 0: ten minutes
-	Parts     int               // how many times 256 KiB its report may have, compressed; 0: once
+	Parts     int               // how many times 256 KiB a report may have, compressed; 0: once
 	Listens   int               // the port at which other clusters reach it; 0: none
 	Resumes   bool              // it goes on where it was when it was killed, so its pod is made again, however often
-	Progress  func(line string) // is told what the command says; may be nil
+	Progress  func(line string) // is told what the pods say, at any time; may be nil
 }
 
 // Mount is where a claim is mounted.

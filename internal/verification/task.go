@@ -25,6 +25,7 @@ type Task struct {
 	Seed     string                  `json:"seed"`
 	Contract []fingerprint.Exclusion `json:"contract,omitempty"`
 	Checks   []plan.Check            `json:"checks,omitempty"`
+	Division *Division               `json:"division,omitempty"` // where several pods share it
 }
 
 // Site is where a database is: its connection, and the namespace of the Service that is the connection's host.
@@ -71,7 +72,19 @@ func (t Task) Compare(ctx context.Context, engine database.Engine, dial Dial, o 
 		return Answer{}, err
 	}
 	defer x.Close()
-	return x.Compare(ctx, seed, t.Checks, o)
+	if t.Division == nil {
+		return x.Compare(ctx, seed, t.Checks, o)
+	}
+	if x.plan, err = t.Division.Of(x.plan, o.Share); err != nil {
+		return Answer{}, err
+	}
+	o = o.of(t.Division)
+	if t.Division.checks(o.Share) {
+		found, err := x.check(ctx, t.Checks, o)
+		return Answer{Findings: found}, err
+	}
+	r, err := x.Rows(ctx, seed, o)
+	return Answer{Report: r}, err
 }
 
 // Fingerprint does what FingerprintCommand stands for. The leaves stay: the roots are all that such a fingerprint is held
@@ -94,7 +107,17 @@ func (t Task) Fingerprint(ctx context.Context, engine database.Engine, dial Dial
 	if err != nil {
 		return nil, err
 	}
-	d, err := Fingerprint(ctx, s, catalog, seed, o)
+	p, err := Whole(catalog)
+	if err != nil {
+		return nil, err
+	}
+	if t.Division != nil {
+		if p, err = t.Division.Of(p, o.Share); err != nil {
+			return nil, err
+		}
+		o = o.of(t.Division)
+	}
+	d, err := Fingerprint(ctx, s, p, seed, o)
 	if err != nil {
 		return nil, err
 	}

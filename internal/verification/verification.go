@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -33,6 +34,9 @@ type Options struct {
 	Kept     string // file with the fingerprint of the old side, so that a later entry does not read it again; "" for none
 	Rows     func(fingerprint.RowDifference) error
 	Progress func(format string, args ...any)
+	Share    int // which one, of a task that several pods share
+
+	read *[2]atomic.Int64 // rows by the first scans, a side; nil where no other pod reads
 }
 
 // Answer is what a comparison found: rows and schema, and what the engine and the invariants say of the new side.
@@ -102,6 +106,9 @@ func (x *Pair) Compare(ctx context.Context, seed fingerprint.Seed, checks []plan
 	return Answer{Report: r, Findings: findings}, err
 }
 
+// Plan returns what is compared.
+func (x *Pair) Plan() *fingerprint.Plan { return x.plan }
+
 // Rows compares the rows. Both sides are fingerprinted first, at the same time.
 func (x *Pair) Rows(ctx context.Context, seed fingerprint.Seed, o Options) (*fingerprint.Report, error) {
 	if err := os.MkdirAll(o.Spill, 0o700); err != nil {
@@ -126,7 +133,7 @@ func (x *Pair) Rows(ctx context.Context, seed fingerprint.Seed, o Options) (*fin
 				}
 			}
 			var err error
-			digests[i], err = fingerprint.Scan(within, views[i], x.plan, fingerprint.ScanOptions{Role: role, Seed: seed, Workers: workers, Progress: o.progress(role.String() + " side")})
+			digests[i], err = fingerprint.Scan(within, views[i], x.plan, fingerprint.ScanOptions{Role: role, Seed: seed, Workers: workers, Progress: o.progress(role.String()+" side", o.counts(role))})
 			return err
 		})
 	}
@@ -140,11 +147,22 @@ func (x *Pair) Rows(ctx context.Context, seed fingerprint.Seed, o Options) (*fin
 	}
 	return fingerprint.Compare(ctx, fingerprint.Options{Source: fingerprint.Side{Server: x.servers[0], View: views[0]},
 		Target: fingerprint.Side{Server: x.servers[1], View: views[1]}, Plan: x.plan, Seed: seed, Workers: workers, SpillDir: o.Spill,
-		SourceDigest: digests[0], TargetDigest: digests[1], Rows: o.Rows, Progress: o.progress("both sides")})
+		SourceDigest: digests[0], TargetDigest: digests[1], Rows: o.Rows, Progress: o.progress("both sides", nil)})
 }
 
-func (o Options) progress(side string) func(fingerprint.Progress) {
+// counts is where the rows of a side are counted, nil where nobody asks.
+func (o Options) counts(side fingerprint.Role) *atomic.Int64 {
+	if o.read == nil {
+		return nil
+	}
+	return &o.read[side]
+}
+
+func (o Options) progress(side string, counts *atomic.Int64) func(fingerprint.Progress) {
 	return func(p fingerprint.Progress) {
+		if counts != nil {
+			counts.Store(p.Total)
+		}
 		if p.Rows == 0 {
 			return
 		}
@@ -152,23 +170,32 @@ func (o Options) progress(side string) func(fingerprint.Progress) {
 		if p.ETA > 0 {
 			eta = ", " + p.ETA.String() + " left"
 		}
-		o.Progress("%s, %s, pass %d: %d of about %d rows, %.0f rows/s%s", p.Relation, side, p.Pass, p.Rows, p.Estimate, p.RowsPerSecond, eta)
+		o.Progress("%s, %s, pass %d: %d%s rows, %.0f rows/s%s", p.Relation, side, p.Pass, p.Rows, about(p.Estimate), p.RowsPerSecond, eta)
 	}
 }
 
-// Fingerprint fingerprints one database. Two fingerprints can be held against each other when they were made with one seed.
-func Fingerprint(ctx context.Context, s database.Server, catalog database.Catalog, seed fingerprint.Seed, o Options) (*fingerprint.Digest, error) {
-	// Compared with itself a catalog has no differences, so that every relation is in the plan.
-	p, err := fingerprint.NewPlan(catalog, catalog, fingerprint.PlanOptions{})
-	if err != nil {
-		return nil, err
+// about is of how many rows, where somebody knows.
+func about(estimate int64) string {
+	if estimate <= 0 {
+		return ""
 	}
+	return fmt.Sprintf(" of about %d", estimate)
+}
+
+// Whole plans the fingerprint of one database: compared with itself a catalog has no differences, so that every relation is in
+// the plan.
+func Whole(catalog database.Catalog) (*fingerprint.Plan, error) {
+	return fingerprint.NewPlan(catalog, catalog, fingerprint.PlanOptions{})
+}
+
+// Fingerprint fingerprints one database. Two fingerprints can be held against each other when they were made with one seed.
+func Fingerprint(ctx context.Context, s database.Server, p *fingerprint.Plan, seed fingerprint.Seed, o Options) (*fingerprint.Digest, error) {
 	v, err := s.View(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer quietly(v)
-	return fingerprint.Scan(ctx, v, p, fingerprint.ScanOptions{Role: fingerprint.Source, Seed: seed, Workers: workers, Progress: o.progress("one side")})
+	return fingerprint.Scan(ctx, v, p, fingerprint.ScanOptions{Role: fingerprint.Source, Seed: seed, Workers: workers, Progress: o.progress("one side", o.counts(fingerprint.Source))})
 }
 
 // keptDigest returns the fingerprint of an earlier entry where it still fits, nil otherwise: then it is made again.

@@ -1,11 +1,14 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,7 +19,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -39,10 +41,22 @@ type Jobs struct {
 	Image       string // of Sluice; its entrypoint is the program
 	Limits      corev1.ResourceList
 	Tolerations []corev1.Toleration
+	Parallelism int // how many of them share an errand at most; 0: parallelism
 }
 
-// errandPrefix is how the names of errands begin.
-const errandPrefix = "sluice-errand-"
+// parallelism is how many pods share an errand where the account does not say: as many scans of a database as do not crowd out
+// each other.
+const parallelism = 4
+
+// Pods implements platform.Runner.
+func (p *Platform) Pods() int { return cmp.Or(p.c.Jobs.Parallelism, parallelism) }
+
+const (
+	// errandPrefix is how the names of errands begin.
+	errandPrefix = "sluice-errand-"
+	// headLabel names the errand for whose result a Secret is waited.
+	headLabel = "sluice.dev/errand"
+)
 
 // errandName is the name of all that is made for the errand of a key.
 func errandName(key string) string {
@@ -54,7 +68,7 @@ const errandWithin = 10 * time.Minute
 
 // Run implements platform.Runner. The Job runs as an account of its own, which may change the Secrets of its result and nothing
 // else; all of it is deleted when the result is there.
-func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) (json.RawMessage, error) {
+func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) ([]json.RawMessage, error) {
 	if err := p.ownImage(); err != nil {
 		return nil, err
 	}
@@ -71,12 +85,13 @@ func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) (json
 	if err := w.prepare(ctx); err != nil {
 		return nil, err
 	}
-	result, told, err := w.await(ctx)
+	w.results = make([]json.RawMessage, len(w.heads()))
+	told, err := w.await(ctx)
 	switch {
-	case told:
-		// What it tells is the last that it does, so nobody has to wait for the end of its pod.
-		return result, errors.Join(err, w.delete(ctx))
-	case ctx.Err() != nil || fault.Is(err, fault.Transient):
+	case told && (err == nil || e.Shares == 0):
+		// What a pod tells is the last that it does, so nobody has to wait for its end.
+		return w.results, errors.Join(err, w.delete(ctx))
+	case !told && (ctx.Err() != nil || fault.Is(err, fault.Transient)):
 		return nil, err // it goes on without us, and is found by its name
 	}
 	return nil, errors.Join(err, w.clear(ctx))
@@ -121,6 +136,20 @@ type work struct {
 	name string
 	id   string
 	key  string
+
+	results []json.RawMessage // of the shares, nil where one has not told yet
+}
+
+// heads are the names of the Secrets that are waited for, one for each share.
+func (w *work) heads() []string {
+	if w.e.Shares == 0 {
+		return []string{w.name}
+	}
+	var out []string
+	for i := range w.e.Shares {
+		out = append(out, errand.Head(w.name, i))
+	}
+	return out
 }
 
 func (w *work) meta(name string) metav1.ObjectMeta {
@@ -193,7 +222,10 @@ type need struct {
 // objects are what the Job needs: what it is told, the empty Secrets for its result, and the account that may change them.
 func (w *work) objects(ctx context.Context) ([]need, error) {
 	yes, no := true, false
-	results := errand.Names(w.name, w.e.Parts)
+	var results []string
+	for _, head := range w.heads() {
+		results = append(results, errand.Names(head, w.e.Parts)...)
+	}
 	given := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(w.name + "-key"), Type: "sluice.dev/key", Immutable: &yes,
 		Data: map[string][]byte{"key": []byte(errand.NewKey())}}
 	all := []need{
@@ -205,8 +237,12 @@ func (w *work) objects(ctx context.Context) ([]need, error) {
 			RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: w.name},
 			Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: w.e.Namespace, Name: w.name}}}},
 	}
-	for _, name := range results {
-		all = append(all, need{secrets(), &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(name), Type: "sluice.dev/result"}})
+	for i, name := range results {
+		s := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(name), Type: "sluice.dev/result"}
+		if i%w.e.Parts == 0 {
+			s.Labels[headLabel] = w.name
+		}
+		all = append(all, need{secrets(), s})
 	}
 	if w.e.Listens != 0 {
 		all = append(all, need{services(), w.service()})
@@ -257,8 +293,9 @@ func contentOf(secret *unstructured.Unstructured) map[string][]byte {
 	return out
 }
 
-// await waits for the result, or for the Job's end without one. It shows what the command says.
-func (w *work) await(ctx context.Context) (result json.RawMessage, told bool, err error) {
+// await waits for the results, or for the Job's end without one. It shows what the command says. Told means that there is
+// nothing more to wait for: all is told, or a failure.
+func (w *work) await(ctx context.Context) (told bool, err error) {
 	within, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if w.e.Progress != nil {
@@ -270,16 +307,16 @@ func (w *work) await(ctx context.Context) (result json.RawMessage, told bool, er
 	job := manifest.Ref{Kind: "Job", Namespace: w.e.Namespace, Name: w.name}
 	states, err := w.p.watch(within, []manifest.Ref{job}, false)
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
 	var changes <-chan watch.Event
 	for {
 		if changes == nil {
 			// A watch from no version begins with what is there.
 			in, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Watch(within,
-				metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", w.name).String()})
+				metav1.ListOptions{LabelSelector: labels.Set{headLabel: w.name}.String()})
 			if err != nil {
-				return nil, false, failed(err, "watch Secret %s/%s", w.e.Namespace, w.name)
+				return false, failed(err, "watch the Secrets of %s/%s", w.e.Namespace, w.name)
 			}
 			defer in.Stop()
 			changes = in.ResultChan()
@@ -291,16 +328,16 @@ func (w *work) await(ctx context.Context) (result json.RawMessage, told bool, er
 				continue
 			}
 			if s, ok := e.Object.(*unstructured.Unstructured); ok {
-				if result, told, err := w.read(ctx, s); told || err != nil {
-					return result, told, err
+				if told, err := w.take(ctx, s); told || err != nil {
+					return told, err
 				}
 			}
 		case s, more := <-states:
 			switch {
 			case !more:
-				return nil, false, errors.Join(ctx.Err(), fault.Newf(fault.Transient, "the cluster no longer tells how %s is", job))
+				return false, errors.Join(ctx.Err(), fault.Newf(fault.Transient, "the cluster no longer tells how %s is", job))
 			case !s.Exists:
-				return nil, false, fault.Newf(fault.Transient, "sluice errand %s: somebody deleted %s", w.e.Args[0], job)
+				return false, fault.Newf(fault.Transient, "sluice errand %s: somebody deleted %s", w.e.Args[0], job)
 			case s.Failed && w.e.Resumes && !w.over(ctx):
 				if w.e.Progress != nil {
 					w.e.Progress(s.Reason + ": " + s.Message)
@@ -319,31 +356,45 @@ func (w *work) over(ctx context.Context) bool {
 	return err == nil && condition(live, "Failed")
 }
 
-// read returns the result that the head and its parts hold.
-func (w *work) read(ctx context.Context, head *unstructured.Unstructured) (json.RawMessage, bool, error) {
-	return errand.Read(w.key, w.name, contentOf(head), func(name string) (map[string][]byte, error) {
+// take reads the result of the share whose head this is, if there is one. All may be told by it, or a failure.
+func (w *work) take(ctx context.Context, head *unstructured.Unstructured) (told bool, err error) {
+	share := slices.Index(w.heads(), head.GetName())
+	if share < 0 || w.results[share] != nil {
+		return false, nil
+	}
+	result, told, err := errand.Read(w.key, head.GetName(), contentOf(head), func(name string) (map[string][]byte, error) {
 		live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return nil, failed(err, "read Secret %s/%s", w.e.Namespace, name)
 		}
 		return contentOf(live), nil
 	})
+	if err != nil && w.e.Shares > 0 {
+		err = fmt.Errorf("share %d of %d: %w", share+1, w.e.Shares, err)
+	}
+	if !told || err != nil {
+		return told, err
+	}
+	w.results[share] = result
+	return !slices.ContainsFunc(w.results, func(r json.RawMessage) bool { return r == nil }), nil
 }
 
-// last looks for the result of a Job that has ended.
-func (w *work) last(ctx context.Context, s platform.State) (json.RawMessage, bool, error) {
-	live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, w.name, metav1.GetOptions{})
-	if err != nil {
-		return nil, false, failed(err, "read Secret %s/%s", w.e.Namespace, w.name)
-	}
-	if result, told, err := w.read(ctx, live); told || err != nil {
-		return result, told, err
+// last looks for the results of a Job that has ended.
+func (w *work) last(ctx context.Context, s platform.State) (told bool, err error) {
+	for _, name := range w.heads() {
+		live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return false, failed(err, "read Secret %s/%s", w.e.Namespace, name)
+		}
+		if told, err := w.take(ctx, live); told || err != nil {
+			return told, err
+		}
 	}
 	err = fault.Newf(fault.Lost, "sluice errand %s, in %s: it ended without a result: %s: %s", w.e.Args[0], s.Ref, s.Reason, s.Message)
 	if strings.Contains(s.Message, "OOMKilled") {
 		err = fault.WithRemedy(err, "raise jobs: {limits: {memory: …}} of account %s", w.p.c.Account)
 	}
-	return nil, true, err
+	return true, err
 }
 
 // clear deletes what prepare made, and waits until no pod of it is left.

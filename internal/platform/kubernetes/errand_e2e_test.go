@@ -4,6 +4,7 @@ package kubernetes
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -60,7 +61,7 @@ spec: {storageClassName: cow-late, accessModes: [ReadWriteOnce], resources: {req
 	}
 	e.Args = []string{"prepare", "--engine", "mongodb", "--role", "production", "/data"}
 	result, err := p.Run(t.Context(), "d1/prepare", e)
-	if err != nil || !strings.Contains(string(result), "every file of 0 databases is inside the copy") {
+	if err != nil || !strings.Contains(string(slices.Concat(result...)), "every file of 0 databases is inside the copy") {
 		t.Errorf("the errand says: %s, %v", result, err)
 	}
 	nothingLeft(t, p, "errand")

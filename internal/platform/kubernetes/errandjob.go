@@ -37,11 +37,22 @@ func (w *work) job() *batchv1.Job {
 		rules = append(rules, batchv1.PodFailurePolicyRule{Action: batchv1.PodFailurePolicyActionFailJob, OnExitCodes: &batchv1.PodFailurePolicyOnExitCodesRequirement{
 			Operator: batchv1.PodFailurePolicyOnExitCodesOpIn, Values: []int32{killed}}})
 	}
-	return &batchv1.Job{TypeMeta: metav1.TypeMeta{APIVersion: "batch/v1", Kind: "Job"}, ObjectMeta: w.meta(w.name),
+	job := &batchv1.Job{TypeMeta: metav1.TypeMeta{APIVersion: "batch/v1", Kind: "Job"}, ObjectMeta: w.meta(w.name),
 		Spec: batchv1.JobSpec{BackoffLimit: &retries, ActiveDeadlineSeconds: &within, TTLSecondsAfterFinished: &keep, Suspend: &yes,
 			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: rules},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(w.e.Delivery)}},
 				Spec: w.pod()}}}
+	if w.e.Shares > 0 {
+		w.share(&job.Spec)
+	}
+	return job
+}
+
+// share has the pods of a Job do one share each. They are tried again as an errand of one pod is, without a limit for each index: with
+// one, the Job keeps a pod that has failed until there is another, so that a namespace in which none may be made is never gone.
+func (w *work) share(s *batchv1.JobSpec) {
+	shares, most, indexed := int32(w.e.Shares), int32(min(w.e.Shares, w.p.Pods())), batchv1.IndexedCompletion
+	s.CompletionMode, s.Completions, s.Parallelism = &indexed, &shares, &most
 }
 
 // killed is how a container ends that is out of memory.

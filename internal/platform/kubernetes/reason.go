@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -96,8 +97,17 @@ func restarts(p *corev1.Pod) (n int32) {
 	return n
 }
 
-// jobFailed tells of a Job how its last pod ended.
+// jobFailed tells of a Job how its last pod ended, one that ended by itself where there is one: others are ended with the Job.
 func (w *watcher) jobFailed(ctx context.Context, s *platform.State, all []*corev1.Pod) {
+	slices.SortStableFunc(all, func(a, b *corev1.Pod) int {
+		switch x, y := a.DeletionTimestamp != nil, b.DeletionTimestamp != nil; {
+		case x == y:
+			return 0
+		case x:
+			return -1
+		}
+		return 1
+	})
 	for _, p := range slices.Backward(all) {
 		for _, c := range p.Status.ContainerStatuses {
 			t := c.State.Terminated
@@ -106,6 +116,9 @@ func (w *watcher) jobFailed(ctx context.Context, s *platform.State, all []*corev
 			}
 			d := diagnosis{reason: "JobFailed", container: c.Name,
 				message: fmt.Sprintf("%s: pod %s: container %s ended with exit code %d (%s)", s.Message, p.Name, c.Name, t.ExitCode, t.Reason)}
+			if i, ok := p.Labels[batchv1.JobCompletionIndexAnnotation]; ok {
+				d.message = "index " + i + ": " + d.message
+			}
 			s.Message = w.explain(ctx, p, d)
 			return
 		}

@@ -154,7 +154,7 @@ func (tw *twins) byJob(ctx context.Context, key string) (verification.Answer, er
 	if err != nil {
 		return a, err
 	}
-	return a, json.Unmarshal(result, &a)
+	return a, json.Unmarshal(result[0], &a)
 }
 
 // found is what a report says, without what the run cost.
@@ -250,7 +250,7 @@ func TestAJobComparesBesideTheData(t *testing.T) {
 	result, err := tw.Run(t.Context(), "d1/fingerprint", tw.errand)
 	var d fingerprint.Digest
 	if err == nil {
-		err = json.Unmarshal(result, &d)
+		err = json.Unmarshal(result[0], &d)
 	}
 	if err != nil || len(d.Tables) != 2 || d.Tables[0].Rows != manyRows || d.Tables[0].Root != here.Report.Tables[0].SourceRoot {
 		t.Errorf("the fingerprint: %.300s, %v", result, err)

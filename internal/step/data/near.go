@@ -51,7 +51,7 @@ func runErrand(ctx context.Context, r platform.Runner, key string, e platform.Er
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(told, result); err != nil {
+	if err := json.Unmarshal(told[0], result); err != nil {
 		return fault.Newf(fault.Lost, "what sluice errand %s tells cannot be read: %w", e.Args[0], err)
 	}
 	return nil

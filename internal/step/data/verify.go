@@ -159,14 +159,12 @@ func (b base) answer(ctx context.Context, c step.Call, p place, a plan.DataArgs,
 		return x.Compare(ctx, seed, a.Checks, o)
 	}
 	job.task.Seed, job.task.Contract, job.task.Checks = seed.String(), exclusions(a), a.Checks
-	var found verification.Answer
-	if err := job.run(ctx, c, key, verification.CompareCommand, &found); err != nil {
-		return found, err
+	job, key = job.divide(x.Plan(), key, fingerprint.Source, fingerprint.Target)
+	found, err := run[verification.Answer](ctx, job, c, key, verification.CompareCommand)
+	if err != nil {
+		return verification.Answer{}, err
 	}
-	if found.Report == nil {
-		return found, fault.Newf(fault.Lost, "the Job that compared %s gave no report", a.Database.Name)
-	}
-	return found, nil
+	return verification.Merge(x.Plan(), found)
 }
 
 // pair opens both sides, which nobody writes to, and plans their comparison.
@@ -305,16 +303,27 @@ func (b base) digest(ctx context.Context, c step.Call, p place, db plan.Database
 	if err != nil {
 		return nil, err
 	}
+	whole, err := verification.Whole(catalog)
+	if err != nil {
+		return nil, err
+	}
 	job, ok, err := b.beside(p, db, verification.Much(catalog), namespace)
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
-		return verification.Fingerprint(ctx, s, catalog, seed, verification.Options{Progress: c.Progress})
+		return verification.Fingerprint(ctx, s, whole, seed, verification.Options{Progress: c.Progress})
 	}
 	job.task.Seed = seed.String()
-	d := &fingerprint.Digest{}
-	return d, job.run(ctx, c, key, verification.FingerprintCommand, d)
+	job, key = job.divide(whole, key, fingerprint.Source)
+	digests, err := run[*fingerprint.Digest](ctx, job, c, key, verification.FingerprintCommand)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(digests) == 1:
+		return digests[0], nil
+	}
+	return whole.MergeDigests(digests)
 }
 
 // writeWhole writes a file so that a crash leaves the old one, the new one, or none.

@@ -145,7 +145,7 @@ func (t *transfer) run(ctx context.Context, sender, receiver Identity, say func(
 		result, err := t.target.Run(ctx, t.getKey, t.receive)
 		var s Summary
 		if err == nil {
-			err = json.Unmarshal(result, &s)
+			err = json.Unmarshal(result[0], &s)
 		}
 		if err != nil {
 			err = fmt.Errorf("the receiver in account %s: %w", t.to.Account, err)
@@ -212,7 +212,7 @@ func (t *transfer) sendTo(ctx context.Context, identity Identity, say func(line 
 		return err
 	}
 	var s Summary
-	if err := json.Unmarshal(result, &s); err != nil {
+	if err := json.Unmarshal(result[0], &s); err != nil {
 		return fault.Newf(fault.Lost, "what the sender tells cannot be read: %w", err)
 	}
 	return nil

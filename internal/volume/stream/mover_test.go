@@ -21,11 +21,12 @@ type fakeCluster struct {
 	abandon func() error
 }
 
-func (c *fakeCluster) Run(ctx context.Context, _ string, e platform.Errand) (json.RawMessage, error) {
+func (c *fakeCluster) Run(ctx context.Context, _ string, e platform.Errand) ([]json.RawMessage, error) {
 	if err := c.run(ctx, e); err != nil {
 		return nil, err
 	}
-	return json.Marshal(Summary{Entries: 1, Bytes: 7, SHA256: "x"})
+	b, err := json.Marshal(Summary{Entries: 1, Bytes: 7, SHA256: "x"})
+	return []json.RawMessage{b}, err
 }
 
 func (c *fakeCluster) Address(context.Context, string, string) (string, error) { return "a:1", nil }

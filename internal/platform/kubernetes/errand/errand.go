@@ -49,6 +49,9 @@ type failure struct {
 // NewKey returns a key for one Job.
 func NewKey() string { return rand.Text() }
 
+// Head returns the name of the head of one share's result.
+func Head(errand string, share int) string { return errand + "-share-" + strconv.Itoa(share) }
+
 // Names returns the names of the Secrets of an errand, its head first.
 func Names(head string, parts int) []string {
 	names := []string{head}

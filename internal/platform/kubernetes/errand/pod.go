@@ -24,8 +24,15 @@ const (
 	PartsEnv     = "SLUICE_ERRAND_PARTS"  // how many Secrets there are for it
 	NamespaceEnv = "SLUICE_ERRAND_NAMESPACE"
 	KeyEnv       = "SLUICE_ERRAND_KEY"
-	InputEnv     = "SLUICE_ERRAND_INPUT" // the file with its Input, where it has one
+	InputEnv     = "SLUICE_ERRAND_INPUT"  // the file with its Input, where it has one
+	shareEnv     = "JOB_COMPLETION_INDEX" // which pod of an Indexed Job it is; the cluster sets it
 )
+
+// Share returns which share of the errand this process is to do; 0 where it is not shared.
+func Share() int {
+	n, _ := strconv.Atoi(os.Getenv(shareEnv)) // the cluster writes a number, or nothing
+	return n
+}
 
 // Input is what a Job is told by a file, because it may hold passwords.
 type Input struct {
@@ -68,6 +75,9 @@ func Report(ctx context.Context, result any, failed error) error {
 	if secret == "" || namespace == "" || key == "" || err != nil {
 		return fault.WithRemedy(fault.Newf(fault.Invalid, "errands are run by Sluice's Jobs, and this process is in none"),
 			"%s, %s, %s and %s are not set", SecretEnv, PartsEnv, NamespaceEnv, KeyEnv)
+	}
+	if os.Getenv(shareEnv) != "" {
+		secret = Head(secret, Share())
 	}
 	data, err := Data(key, secret, most, result, failed)
 	if err != nil {
