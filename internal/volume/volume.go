@@ -7,6 +7,8 @@ package volume
 import (
 	"context"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
 // Level says what a copy is worth.
@@ -52,6 +54,8 @@ type Place struct {
 	Own     bool   `json:"own,omitempty"`     // the namespace is Sluice's own: it is made, and one that somebody else made is refused
 	Class   string `json:"class,omitempty"`   // storage class; "" means that of the source, or the one of the same driver
 	Bytes   int64  `json:"bytes,omitempty"`   // size; 0 means that of the source
+
+	Like *corev1.PodSpec `json:"-"` // the pod that will mount the claim: a volume is made where that one can run; nil: anywhere
 }
 
 // Bare is the place without how its claim is made: two places that are equal then are one.

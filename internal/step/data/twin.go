@@ -199,7 +199,8 @@ func (b base) raise(ctx context.Context, c step.Call, p place, db plan.Database,
 func (b base) ready(ctx context.Context, c step.Call, p place, db plan.Database, r raising) (database.Launch, error) {
 	var to []volume.Place
 	for _, claim := range r.workload.claims {
-		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.theirs, Replace: r.replace, Class: r.classes[claim]})
+		to = append(to, volume.Place{Account: p.account, Namespace: r.namespace, Claim: claim, Own: !r.theirs, Replace: r.replace, Class: r.classes[claim],
+			Like: &r.workload.template.Spec})
 	}
 	var launch database.Launch
 	g, within := errgroup.WithContext(ctx)

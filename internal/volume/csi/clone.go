@@ -42,6 +42,7 @@ func (d *Driver) clone(ctx context.Context, r record, of volume.CopyInfo) (recor
 	}
 	if p, err := d.part(ctx, r.Copy, r.Part); err == nil {
 		if p.Filling {
+			p.Copy.Places[p.Part].Like = to.Like
 			return d.fill(ctx, c, p.record, of)
 		}
 		return p.record, d.settled(ctx, p)

@@ -111,6 +111,10 @@ func (m *Mover) transfer(id, owner string, from, to volume.Place) (transfer, err
 	t.send.Mounts[0].ReadOnly = true
 	t.receive = job(to, owner, ReceiveCommand)
 	t.receive.Listens = Port
+	if to.Like != nil {
+		// Its pod is the first that mounts the claim, so that the volume may be made where it runs.
+		t.receive.Like.NodeSelector, t.receive.Like.Affinity, t.receive.Like.Tolerations = to.Like.NodeSelector, to.Like.Affinity, to.Like.Tolerations
+	}
 	return t, nil
 }
 

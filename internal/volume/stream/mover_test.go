@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/volume"
@@ -49,6 +51,26 @@ func moved(ctx context.Context, source, target *fakeCluster) (bytes int64, said 
 		said += l + "\n"
 	}
 	return bytes, said, err
+}
+
+func TestTheReceiverRunsWhereTheWorkloadWill(t *testing.T) {
+	to := at("target")
+	to.Like = &corev1.PodSpec{NodeSelector: map[string]string{"zone": "b"}, Tolerations: []corev1.Toleration{{Key: "databases"}}, Affinity: &corev1.Affinity{},
+		SecurityContext: &corev1.PodSecurityContext{}}
+	x, err := NewMover(func(string) (platform.Streamer, error) { return &fakeCluster{}, nil }, nil).transfer("id", "owner", at("source"), to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	like := x.receive.Like
+	if like.NodeSelector["zone"] != "b" || len(like.Tolerations) != 1 || like.Affinity == nil {
+		t.Errorf("the receiver's pod is %+v", like)
+	}
+	if like.SecurityContext != nil || *like.Containers[0].SecurityContext.RunAsUser != 0 {
+		t.Error("the receiver runs as the workload's user, and cannot write the files of others")
+	}
+	if x.send.Like.NodeSelector != nil {
+		t.Error("the sender is kept from the nodes of its own cluster")
+	}
 }
 
 func well() error { return nil }
