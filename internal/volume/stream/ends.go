@@ -6,8 +6,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 )
@@ -85,6 +88,7 @@ func once(ctx context.Context, d tls.Dialer, t Task, size func() (sized, error),
 		s, err = send(w, t.ID, t.Dir, total, m.moved)
 	}
 	if err != nil && !isBroken(err) {
+		err = ofStorage("source", err)
 		w.giveUp(err)
 		w.drain()
 	}
@@ -139,6 +143,7 @@ func Receive(ctx context.Context, t Task, l net.Listener, say Say) (Summary, err
 			go func() {
 				s, err := receive(w, t.ID, t.Dir)
 				if err != nil && !isBroken(err) {
+					err = ofStorage("target", err)
 					w.giveUp(err)
 				}
 				w.drain()
@@ -196,6 +201,22 @@ func accept(ctx context.Context, l net.Listener, config *tls.Config, senders cha
 			}
 		}()
 	}
+}
+
+// ofStorage says what may be done about what a volume does not do.
+func ofStorage(which string, err error) error {
+	is := func(all ...error) bool {
+		return slices.ContainsFunc(all, func(e error) bool { return errors.Is(err, e) })
+	}
+	switch {
+	case fault.KindOf(err) != "":
+		return err
+	case is(unix.ENOSPC, unix.EDQUOT):
+		return fault.WithRemedy(fault.Newf(fault.Invalid, "the %s volume is full: %w", which, err), "have the claim ask for more storage")
+	case is(unix.EIO, unix.EROFS, unix.ESTALE, unix.ETIMEDOUT, unix.ENODEV, unix.ENXIO):
+		return fault.WithRemedy(fault.Newf(fault.Transient, "the storage of the %s volume fails: %w", which, err), "see how the storage and its driver on the node are; what was copied stays")
+	}
+	return err
 }
 
 // drain waits for the other end to close: what was written to it last must not be lost with the connection.

@@ -201,25 +201,15 @@ func (w *walker) entry(path string) (entry, error) {
 	if err != nil {
 		return entry{}, err
 	}
-	s := info.Sys().(*syscall.Stat_t)
-	e := entry{Path: path, Mode: s.Mode &^ unix.S_IFMT, UID: int(s.Uid), GID: int(s.Gid), MTime: info.ModTime().UnixNano()}
-	switch info.Mode().Type() {
-	case fs.ModeDir:
-		e.Sort = folder
-	case fs.ModeSymlink:
-		e.Sort = symlink
+	e, err := inode(path, info)
+	if err != nil {
+		return e, err
+	}
+	if e.Sort == symlink {
 		e.Target, err = os.Readlink(full)
 		return e, err
-	case fs.ModeNamedPipe:
-		e.Sort = fifo
-	case fs.ModeSocket:
-		e.Sort = socket
-	case 0:
-		e.Sort, e.Size = regular, info.Size()
-	default:
-		return e, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is a device, and the stream carries files only", path), "remove it from the volume")
 	}
-	if s.Nlink > 1 && e.Sort != folder {
+	if s := info.Sys().(*syscall.Stat_t); s.Nlink > 1 && e.Sort != folder {
 		id := [2]uint64{s.Dev, s.Ino}
 		if first, known := w.inode[id]; known {
 			return entry{Sort: link, Path: path, Target: first}, nil
@@ -233,6 +223,39 @@ func (w *walker) entry(path string) (entry, error) {
 		e.Data, err = dataOf(full, e.Size)
 	}
 	return e, err
+}
+
+// inode is an entry as far as its inode tells.
+func inode(path string, info fs.FileInfo) (entry, error) {
+	s := info.Sys().(*syscall.Stat_t)
+	e := entry{Path: path, Mode: s.Mode &^ unix.S_IFMT, UID: int(s.Uid), GID: int(s.Gid), MTime: info.ModTime().UnixNano()}
+	switch info.Mode().Type() {
+	case fs.ModeDir:
+		e.Sort = folder
+	case fs.ModeSymlink:
+		e.Sort = symlink
+	case fs.ModeNamedPipe:
+		e.Sort = fifo
+	case fs.ModeSocket:
+		e.Sort = socket
+	case 0:
+		e.Sort, e.Size = regular, info.Size()
+	default:
+		return e, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is a device, and the stream carries files only", path), "remove it from the volume")
+	}
+	return e, nil
+}
+
+// words are all that is kept of an entry but for its content.
+func (e entry) words() string {
+	text := fmt.Sprintf("%c, mode %o, owner %d:%d, time %d, %d bytes", e.Sort, e.Mode, e.UID, e.GID, e.MTime, e.Size)
+	if e.Sort == symlink {
+		text += ", to " + e.Target
+	}
+	for _, x := range e.Xattrs {
+		text += fmt.Sprintf(", %s %x", x.Name, x.Value)
+	}
+	return text
 }
 
 // dataOf returns where a file has data. Where the file system does not tell, that is everywhere.
@@ -283,9 +306,13 @@ func carried(name string) bool {
 	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "system.posix_acl_")
 }
 
+// bareACL is how long an access control list is that says no more than the permissions.
+const bareACL = 28
+
+// xattrsOf returns the extended attributes that are data. The path is of no link.
 func xattrsOf(path string) ([]xattr, error) {
 	list := make([]byte, 64<<10)
-	n, err := unix.Llistxattr(path, list)
+	n, err := unix.Listxattr(path, list)
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil, nil
 	}
@@ -298,9 +325,12 @@ func xattrsOf(path string) ([]xattr, error) {
 			continue
 		}
 		value := make([]byte, 64<<10)
-		n, err := unix.Lgetxattr(path, name, value)
+		n, err := unix.Getxattr(path, name, value)
 		if err != nil {
 			return nil, err
+		}
+		if name == "system.posix_acl_access" && n == bareACL {
+			continue
 		}
 		out = append(out, xattr{name, value[:n]})
 	}

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +24,7 @@ type receiving struct {
 	fd   int // of the root
 	sum  *tally
 
+	order   order
 	entries []entry
 	known   [][]digest // of the batch's files: the pieces that are there
 }
@@ -53,7 +53,7 @@ func receive(w *wire, id, dir string) (Summary, error) {
 		switch k {
 		case batch:
 			if err := r.batch(body); err != nil {
-				return Summary{}, full(err)
+				return Summary{}, err
 			}
 		case end:
 			return r.end(body)
@@ -61,14 +61,6 @@ func receive(w *wire, id, dir string) (Summary, error) {
 			return Summary{}, fault.Newf(fault.Invalid, "a frame of kind %d arrived where a batch was due", k)
 		}
 	}
-}
-
-// full says what to do about a volume without room.
-func full(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fault.WithRemedy(fault.Newf(fault.Invalid, "the target volume is full: %w", err), "have the target's claim ask for more storage")
-	}
-	return err
 }
 
 // greet refuses a sender of another transfer, and a volume that is too small.
@@ -111,7 +103,7 @@ func (r *receiving) batch(body []byte) error {
 		return err
 	}
 	for _, e := range r.entries {
-		if err := e.valid(); err != nil {
+		if err := errors.Join(e.valid(), r.order.next(e)); err != nil {
 			return err
 		}
 		if err := r.place(e); err != nil {
@@ -147,7 +139,11 @@ func (r *receiving) batch(body []byte) error {
 		if err := r.dress(e); err != nil {
 			return err
 		}
-		r.sum.add(e, d)
+		now, err := r.reread(e)
+		if err != nil {
+			return err
+		}
+		r.sum.add(now, d)
 	}
 	return r.w.frame(stored)
 }
@@ -230,7 +226,7 @@ func (r *receiving) within(path string, do func(dir int, name string) error) err
 // sync makes durable what was written.
 func (r *receiving) sync() error {
 	if err := unix.Syncfs(r.fd); err != nil {
-		return fault.Newf(fault.Lost, "the target volume did not take what was written: %w", err)
+		return fmt.Errorf("the target volume did not take what was written: %w", err)
 	}
 	return nil
 }
@@ -466,82 +462,13 @@ func (r *receiving) check(e entry, want digest, known []digest, wrote bool) erro
 	return nil
 }
 
-// dress gives an entry its owner, permissions, attributes and time. A folder gets them when it is complete.
-func (r *receiving) dress(e entry) error {
-	switch e.Sort {
-	case folder, link:
-		return nil
-	case left:
-		names, err := namesIn(filepath.Join(r.root.Name(), e.Path), e.Path)
-		if err != nil {
-			return err
-		}
-		if len(names) != e.Names {
-			return fault.WithRemedy(fault.Newf(fault.Conflict, "the folder %s of the target volume has %d names and the sender's has %d", e.Path, len(names), e.Names),
-				"somebody else writes to the claim; delete the copy and begin anew")
-		}
-	default:
-	}
-	if err := r.root.Lchown(e.Path, e.UID, e.GID); err != nil {
-		if errors.Is(err, fs.ErrPermission) && owned(r.root, e) {
-			err = nil
-		}
-		if err != nil {
-			return fault.Newf(fault.Denied, "the owner %d:%d of %s cannot be set: %w", e.UID, e.GID, e.Path, err)
-		}
-	}
-	return r.within(e.Path, func(dir int, name string) error {
-		if e.Sort != symlink {
-			if err := unix.Fchmodat(dir, name, e.Mode, 0); err != nil {
-				return err
-			}
-			if err := r.attributes(e); err != nil {
-				return err
-			}
-		}
-		now := unix.Timespec{Nsec: unix.UTIME_OMIT}
-		return unix.UtimesNanoAt(dir, name, []unix.Timespec{now, unix.NsecToTimespec(e.MTime)}, unix.AT_SYMLINK_NOFOLLOW)
-	})
-}
-
-// owned tells whether an entry has its owner already.
-func owned(root *os.Root, e entry) bool {
-	info, err := root.Lstat(e.Path)
-	if err != nil {
-		return false
-	}
-	s, ok := info.Sys().(*syscall.Stat_t)
-	return ok && int(s.Uid) == e.UID && int(s.Gid) == e.GID
-}
-
-// attributes makes an entry have its extended attributes and no others.
-func (r *receiving) attributes(e entry) error {
-	path := filepath.Join(r.root.Name(), e.Path)
-	have, err := xattrsOf(path)
-	if err != nil {
-		return err
-	}
-	want := map[string]bool{}
-	for _, x := range e.Xattrs {
-		want[x.Name] = true
-		if err := unix.Lsetxattr(path, x.Name, x.Value, 0); err != nil {
-			return fmt.Errorf("attribute %s: %w", x.Name, err)
-		}
-	}
-	for _, x := range have {
-		if !want[x.Name] && x.Name != "system.posix_acl_access" {
-			if err := unix.Lremovexattr(path, x.Name); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // end compares both volumes as a whole, and makes the last of it durable.
 func (r *receiving) end(body []byte) (Summary, error) {
 	var theirs Summary
 	if err := decode(body, &theirs); err != nil {
+		return Summary{}, err
+	}
+	if err := r.order.end(); err != nil {
 		return Summary{}, err
 	}
 	ours := r.sum.summary()

@@ -524,7 +524,7 @@ func TestRefusals(t *testing.T) {
 			}
 			rw.close()
 		})
-		if err := errors.Join(sw.say(hello, greeting{version, "x", size}), sw.expect(welcome, nil), sw.say(batch, []entry{e})); err != nil {
+		if err := errors.Join(sw.say(hello, greeting{version, "x", size}), sw.expect(welcome, nil), sw.say(batch, []entry{{Sort: folder, Path: "."}, e})); err != nil {
 			t.Fatal(err)
 		}
 		_, _, _ = sw.next()
