@@ -239,6 +239,7 @@ type Errand struct {
 	Within    time.Duration     // from its start on; 0: ten minutes
 	Parts     int               // how many times 256 KiB a report may have, compressed; 0: once
 	Listens   int               // the port at which other clusters reach it; 0: none
+	Dials     []int             // the ports at which it reaches other clusters, and nothing else
 	Resumes   bool              // it goes on where it was when it was killed, so its pod is made again, however often
 	Progress  func(line string) // is told what the pods say, at any time; may be nil
 }

@@ -251,7 +251,7 @@ func (w *work) objects(ctx context.Context) ([]need, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(to) > 0 {
+	if len(to) > 0 || w.e.Listens != 0 || len(w.e.Dials) > 0 {
 		all = append(all, need{networkPolicies(), w.policy(to)})
 	}
 	if w.e.Input != nil {

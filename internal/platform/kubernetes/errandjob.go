@@ -173,7 +173,8 @@ func (w *work) destinations(ctx context.Context) ([]destination, error) {
 }
 
 // policy lets the Job's pods reach the destinations, and the API server, to which the result is told. The server is meant by its
-// ports, because networks do not agree on what its address is; nobody has to reach the pods.
+// ports, because networks do not agree on what its address is, and so are other clusters; they alone have to reach the pods, if
+// anybody has.
 func (w *work) policy(to []destination) *networkingv1.NetworkPolicy {
 	tcp := corev1.ProtocolTCP
 	api := networkingv1.NetworkPolicyEgressRule{}
@@ -185,6 +186,20 @@ func (w *work) policy(to []destination) *networkingv1.NetworkPolicy {
 		Spec: networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{batchv1.JobNameLabel: w.name}},
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress, networkingv1.PolicyTypeIngress},
 			Egress:      []networkingv1.NetworkPolicyEgressRule{api}}}
+	if len(w.e.Dials) > 0 {
+		udp := corev1.ProtocolUDP
+		names := intstr.FromInt32(53)
+		out := networkingv1.NetworkPolicyEgressRule{Ports: []networkingv1.NetworkPolicyPort{{Protocol: &udp, Port: &names}, {Protocol: &tcp, Port: &names}}}
+		for _, n := range w.e.Dials {
+			port := intstr.FromInt(n)
+			out.Ports = append(out.Ports, networkingv1.NetworkPolicyPort{Protocol: &tcp, Port: &port})
+		}
+		p.Spec.Egress = append(p.Spec.Egress, out)
+	}
+	if w.e.Listens != 0 {
+		port := intstr.FromInt(w.e.Listens)
+		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{Ports: []networkingv1.NetworkPolicyPort{{Protocol: &tcp, Port: &port}}}}
+	}
 	for _, d := range to {
 		p.Spec.Egress = append(p.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: []networkingv1.NetworkPolicyPeer{{
 			NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: d.namespace}},

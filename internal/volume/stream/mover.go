@@ -11,6 +11,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -196,6 +199,19 @@ func soon(received <-chan told, err error) (Summary, error) {
 // toldWithin is how long an end may need to tell a result that the other one has told already.
 const toldWithin = 10 * time.Second
 
+// dialed are the ports that the sender needs: where both ends are in one cluster, its network means the receiver's own.
+func dialed(address string) ([]int, error) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fault.Newf(fault.Invalid, "the receiver's address %q has no port: %w", address, err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return nil, fault.Newf(fault.Invalid, "the receiver's address %q has no port: %w", address, err)
+	}
+	return slices.Compact([]int{n, Port}), nil
+}
+
 // addressWithin is how long a cluster may take to give the receiver an address.
 const addressWithin = 5 * time.Minute
 
@@ -208,6 +224,9 @@ func (t *transfer) sendTo(ctx context.Context, identity Identity, say func(line 
 		return err
 	}
 	if t.send.Input, err = json.Marshal(Task{ID: t.id, Identity: identity, Dir: mountedAt, Address: address}); err != nil {
+		return err
+	}
+	if t.send.Dials, err = dialed(address); err != nil {
 		return err
 	}
 	say(fmt.Sprintf("streaming from account %s to %s in account %s: their storage is not shared", t.from.Account, address, t.to.Account))

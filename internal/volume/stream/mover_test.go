@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -70,6 +71,17 @@ func TestTheReceiverRunsWhereTheWorkloadWill(t *testing.T) {
 	}
 	if x.send.Like.NodeSelector != nil {
 		t.Error("the sender is kept from the nodes of its own cluster")
+	}
+}
+
+func TestTheSenderDialsOnlyTheReceiver(t *testing.T) {
+	for address, want := range map[string][]int{"203.0.113.7:31000": {31000, Port}, "lb.example.org:8443": {Port}, "[2001:db8::1]:31000": {31000, Port}} {
+		if got, err := dialed(address); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v", address, got, err)
+		}
+	}
+	if got, err := dialed("host"); err == nil {
+		t.Errorf("an address without a port: %v", got)
 	}
 }
 
