@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,9 @@ func (c call) as() string { return c.As() }
 
 // did reports whether the cluster has done what it was asked for.
 func (c call) did() bool { return c.Did() }
+
+// may reports whether the cluster may have done what whoever asked was told nothing about: it has ended before the answer.
+func (c call) may() bool { return c.Said.Code == http.StatusGatewayTimeout }
 
 // sluices reports whether Sluice has asked; the cluster's own programs go by the administrator's name, too.
 func (c call) sluices() bool { return strings.HasPrefix(c.UserAgent, "sluice") }
