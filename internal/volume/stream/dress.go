@@ -55,7 +55,8 @@ func held(dir int, name string, do func(path string) error) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
 	return do(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
