@@ -91,6 +91,7 @@ func (l *lab) deaths(t *testing.T, call func(ctx context.Context, d *Driver, id 
 
 // TestSwapIsKilled: whatever the last write of a swap was, the same call finishes it.
 func TestSwapIsKilled(t *testing.T) {
+	t.Parallel()
 	l := theLab(t)
 	live, cut := l.source(t)
 	twin := volume.Place{Account: prod, Namespace: live.Namespace, Claim: "twin"}
@@ -128,6 +129,7 @@ func TestSwapIsKilled(t *testing.T) {
 // TestCloneIsKilled: whatever the last write of a clone was, the same call finishes it, and it can be deleted, also as it is;
 // and a deletion that was killed can be repeated.
 func TestCloneIsKilled(t *testing.T) {
+	t.Parallel()
 	l := theLab(t)
 	live, cut := l.source(t)
 	base := volume.Place{Account: prod, Namespace: live.Namespace, Claim: "base"}

@@ -308,8 +308,10 @@ func (o only) List(ctx context.Context, owner string) ([]volume.Copy, error) {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	for _, class := range []string{class, late} {
 		t.Run(class, func(t *testing.T) {
+			t.Parallel()
 			volumetest.Run(t, func(t *testing.T) volumetest.Env {
 				l := theLab(t)
 				return l.env(t, l.driver(prod), class)

@@ -46,6 +46,7 @@ func (l *lab) streaming(t *testing.T, limits corev1.ResourceList) *Driver {
 }
 
 func TestStreamedConformance(t *testing.T) {
+	t.Parallel()
 	volumetest.Run(t, func(t *testing.T) volumetest.Env {
 		l := theLab(t)
 		e := l.env(t, l.streaming(t, nil), class)
@@ -57,6 +58,7 @@ func TestStreamedConformance(t *testing.T) {
 // TestStreamIsKilled deletes the pods of both ends in the middle, one after the other, and then has the mover itself die and come
 // again. The volume is full to its last block. What was written before is not sent again, and in the end nothing of the transfer is left.
 func TestStreamIsKilled(t *testing.T) {
+	t.Parallel()
 	l := theLab(t)
 	from := l.namespace(t, prod, "prod")
 	l.clean(t, prod, from+"-stream")
