@@ -222,10 +222,28 @@ func (c cluster) removeHelpers(ctx context.Context, id string) error {
 	}
 	for _, o := range left {
 		if r, ok := recordOf(o); ok && r.Copy.ID == id {
-			if err := c.delete(ctx, contents(), o); err != nil {
+			if err := c.removeContent(ctx, o.GetName()); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
 			}
 		}
 	}
 	return nil
 }
+
+// removeContent deletes a content whose snapshot is gone. A snapshot that went while it was being bound leaves the snapshot controller
+// without a word to the driver's side, which then holds the content for ever; so it is said here, in the controller's way.
+func (c cluster) removeContent(ctx context.Context, name string) error {
+	o, err := c.change(ctx, contents(), "", name, func(o object) (map[string]any, error) {
+		if _, said := o.GetAnnotations()[beingDeleted]; said {
+			return nil, nil
+		}
+		return map[string]any{"metadata": map[string]any{"annotations": map[string]any{beingDeleted: "yes"}}}, nil
+	})
+	if err != nil {
+		return err
+	}
+	return c.delete(ctx, contents(), o)
+}
+
+// beingDeleted is what the snapshot controller writes on a content whose snapshot is deleted.
+const beingDeleted = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
