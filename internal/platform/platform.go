@@ -206,9 +206,10 @@ type Exposer interface {
 // Runner is a Platform whose volumes no file of this machine is, and whose databases are far from it: what Sluice must do to
 // them, it does by commands of its own that run beside them.
 type Runner interface {
-	// Run runs a command in a pod, or in one for each share, and returns what they reported, in the order of the shares, when no
-	// pod mounts its claims any more. A failure that the command reported keeps its kind; one of a share is that of all. The same
-	// key goes on with a run that is under way; the sameness of the rest is the caller's care.
+	// Run runs a command in a pod, or in one for each share, and returns what they reported, in the order of the shares. To report is
+	// the last that a command does: then its pods are about to end, and may mount its claims for a moment longer; where it has failed
+	// none does. A failure that the command reported keeps its kind; one of a share is that of all. The same key goes on with a run
+	// that is under way; the sameness of the rest is the caller's care.
 	Run(ctx context.Context, key string, e Errand) ([]json.RawMessage, error)
 	// Pods is how many pods an errand may have at a time.
 	Pods() int

@@ -67,7 +67,7 @@ func errandName(key string) string {
 const errandWithin = 10 * time.Minute
 
 // Run implements platform.Runner. The Job runs as an account of its own, which may change the Secrets of its result and nothing
-// else; all of it is deleted when the result is there.
+// else; all of it is deleted when the result is there, or the failure.
 func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) ([]json.RawMessage, error) {
 	if err := p.ownImage(); err != nil {
 		return nil, err
@@ -88,9 +88,9 @@ func (p *Platform) Run(ctx context.Context, key string, e platform.Errand) ([]js
 	w.results = make([]json.RawMessage, len(w.heads()))
 	told, err := w.await(ctx)
 	switch {
-	case told && (err == nil || e.Shares == 0):
+	case told && err == nil:
 		// What a pod tells is the last that it does, so nobody has to wait for its end.
-		return w.results, errors.Join(err, w.delete(ctx))
+		return w.results, w.delete(ctx)
 	case !told && (ctx.Err() != nil || fault.Is(err, fault.Transient)):
 		return nil, err // it goes on without us, and is found by its name
 	}

@@ -138,6 +138,9 @@ func (a *accounts) connected(name string) (*account, error) {
 func (a *accounts) cluster(k *account, c *config.Config, configured config.Account) error {
 	its := kubernetes.Config{Account: configured.Name, Kubeconfig: configured.Kubeconfig, Context: configured.Context,
 		Adopt: configured.Adopt, Jobs: kubernetes.Jobs(configured.Jobs), Stream: configured.Stream, Expose: a.exposing(configured.Name), Log: a.o.Log}
+	if its.Stream == config.LoadBalancer {
+		its.Stream = kubernetes.LoadBalancer
+	}
 	var files []stamp
 	for _, f := range kubernetes.Files(its) {
 		files = append(files, stampOf(f))

@@ -118,7 +118,7 @@ func TestNeitherEndIsAtWorkWhenTheJobsAreAbandoned(t *testing.T) {
 		slow := func(ctx context.Context, _ platform.Errand) error {
 			working.Add(1)
 			<-ctx.Done()
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // of the test's own time: its last requests
 			working.Add(-1)
 			return ctx.Err()
 		}
@@ -171,7 +171,7 @@ func TestBothEndsTell(t *testing.T) {
 		}
 		first := func(ctx context.Context, e platform.Errand) error {
 			e.Progress("a node is missing")
-			time.Sleep(time.Minute)
+			time.Sleep(time.Minute) // of the test's own time
 			return nil
 		}
 		_, said, err := moved(t.Context(), &fakeCluster{run: tells("sending"), abandon: well}, &fakeCluster{run: first, abandon: well})
