@@ -236,6 +236,22 @@ manifests:
 	k.ended(id, "SUCCEEDED")
 }
 
+// copies starts a delivery that copies production's database to staging before these manifests go there. With is what copyData says
+// besides, and then what follows.
+func (k clusters) copies(manifests, with, then string) string {
+	k.t.Helper()
+	return k.start(k.write("copy.yaml", fmt.Sprintf(`
+application: %[1]s
+targets:
+  prod: {account: prod, namespace: %[1]s}
+  staging: {account: staging, namespace: %[1]s, constraints: {beforeDeployment: [{copyData: {database: orders%[3]s}}]%[4]s}}
+manifests:
+  - targets: [staging]
+    inline: |%[2]s
+data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
+`, k.namespace(), manifests, with, then)))
+}
+
 // orders opens the collection of orders of a cluster's database.
 func (k clusters) orders(c cluster, namespace string) *mongo.Collection {
 	k.t.Helper()

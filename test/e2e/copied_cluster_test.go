@@ -22,21 +22,7 @@ func TestADatabaseIsCopiedToAnotherCluster(t *testing.T) {
 	w.stall()
 	claim := k.prod.text(ns, "persistentvolumeclaims", "data-mongo-0", "spec", "volumeName")
 
-	id := k.start(k.write("upgrade.yaml", fmt.Sprintf(`
-application: %[1]s
-targets:
-  prod: {account: prod, namespace: %[1]s}
-  staging:
-    account: staging
-    namespace: %[1]s
-    constraints:
-      beforeDeployment: [{copyData: {database: orders}}]
-      afterDeployment: [{verifyData: {database: orders}}]
-manifests:
-  - targets: [staging]
-    inline: |%[2]s
-data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
-`, ns, mongoAt("1.24"))))
+	id := k.copies(mongoAt("1.24"), "", ", afterDeployment: [{verifyData: {database: orders}}]")
 	d := k.ended(id, "SUCCEEDED")
 	t.Logf("%s", d)
 	copied, up := d.step("staging/before/1-copyData"), d.step("staging/deploy/orders/apply")

@@ -98,16 +98,7 @@ func TestCopiesThatCannotBeMade(t *testing.T) {
 			}
 			was := k.objects()
 			start := time.Now()
-			id := k.start(k.write("copy.yaml", fmt.Sprintf(`
-application: %[1]s
-targets:
-  prod: {account: prod, namespace: %[1]s}
-  staging: {account: staging, namespace: %[1]s, constraints: {beforeDeployment: [{copyData: {database: orders%[3]s}}]}}
-manifests:
-  - targets: [staging]
-    inline: |%[2]s
-data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
-`, ns, named.Replace(staging), c.step)))
+			id := k.copies(named.Replace(staging), c.step, "")
 			d := k.ended(id, "FAILED")
 			defer func() {
 				if t.Failed() {
@@ -141,16 +132,7 @@ func TestCopiesOfUnusualVolumes(t *testing.T) {
 	k.run(t, k.prod, "data-mongo-0", "fill", "/data/ballast")
 	before := time.Now()
 	was := k.objects()
-	id := k.start(k.write("copy.yaml", fmt.Sprintf(`
-application: %[1]s
-targets:
-  prod: {account: prod, namespace: %[1]s}
-  staging: {account: staging, namespace: %[1]s, constraints: {beforeDeployment: [{copyData: {database: orders}}]}}
-manifests:
-  - targets: [staging]
-    inline: |%[2]s
-data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
-`, ns, late)))
+	id := k.copies(late, "", "")
 	k.ended(id, "SUCCEEDED")
 	w.holds(t, k.orders(k.staging, ns), before)
 	for _, at := range []string{ns, ns + "-base"} {

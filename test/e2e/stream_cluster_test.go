@@ -208,21 +208,7 @@ accounts:
 	}}
 	go r.follow(ctx, k.staging, ns+"-base")
 	w.stall()
-	id := k.start(k.write("upgrade.yaml", fmt.Sprintf(`
-application: %[1]s
-targets:
-  prod: {account: prod, namespace: %[1]s}
-  staging:
-    account: staging
-    namespace: %[1]s
-    constraints:
-      beforeDeployment: [{copyData: {database: orders}}]
-      afterDeployment: [{verifyData: {database: orders}}]
-manifests:
-  - targets: [staging]
-    inline: |%[2]s
-data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
-`, ns, mongoAt("1.24"))))
+	id := k.copies(mongoAt("1.24"), "", ", afterDeployment: [{verifyData: {database: orders}}]")
 	watch := k.command(ctx, "deploy", "watch", id)
 	var said bytes.Buffer
 	watch.Stdout, watch.Stderr = &said, &said
