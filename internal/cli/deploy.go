@@ -42,18 +42,13 @@ func (a *app) deploy() *cobra.Command {
 	return c
 }
 
-// completeID offers the deliveries of a server that runs, newest first. It starts none.
+// completeID offers deliveries, newest first.
 func (a *app) completeID(c *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	const none = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
-	dir, err := a.dataDir()
-	if err != nil || len(args) > 0 {
+	if len(args) > 0 {
 		return nil, none
 	}
-	client, err := server.Connect(c.Context(), dir)
-	if err != nil {
-		return nil, none
-	}
-	all, err := client.List(c.Context())
+	all, err := a.listed(c.Context())
 	if err != nil {
 		return nil, none
 	}
@@ -62,6 +57,26 @@ func (a *app) completeID(c *cobra.Command, args []string, _ string) ([]cobra.Com
 		out = append(out, cobra.CompletionWithDesc(d.Spec.ID, d.Spec.Application+", "+word(d)))
 	}
 	return out, none
+}
+
+// listed returns the deliveries of the controller, or of a server that runs. It starts none.
+func (a *app) listed(ctx context.Context) ([]store.Delivery, error) {
+	r, err := a.remote(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if r != nil {
+		return r.List(ctx)
+	}
+	dir, err := a.dataDir()
+	if err != nil {
+		return nil, err
+	}
+	client, err := server.Connect(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return client.List(ctx)
 }
 
 // dataDir is where deliveries are kept.

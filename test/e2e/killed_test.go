@@ -150,6 +150,12 @@ func (k *killedStory) delivers(shop string) outcome {
 	if err := k.remote.Watch(ctx, id, func(d store.Delivery) { last = d.Status }); err != nil {
 		k.t.Fatalf("%v; the delivery is %s: %s", err, last.State, last.Reason)
 	}
+	k.eventually("a shell is told the delivery of the controller", func() error {
+		if r := k.must("__complete", "deploy", "status", ""); !strings.Contains(r.out, id+"\t") {
+			return errors.New(r.out)
+		}
+		return nil
+	})
 	out := outcome{state: string(last.State), reason: last.Reason, objects: k.objects(id)}
 	for path, n := range last.Nodes {
 		out.steps = append(out.steps, strings.TrimSpace(fmt.Sprintf("%s %s %s", path, n.Phase, n.Verdict)))
