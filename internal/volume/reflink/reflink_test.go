@@ -32,7 +32,7 @@ func env(dir string, subvolume bool) func(t *testing.T) volumetest.Env {
 			root = sub
 		}
 		b := &volumetest.Binder{Dir: root}
-		e := volumetest.Env{Driver: New(b, "a"), Live: volume.Place{Account: "a", Namespace: "prod", Claim: "data"},
+		e := volumetest.Env{Driver: New(b, "a"), Owner: "d1", Live: volume.Place{Account: "a", Namespace: "prod", Claim: "data"},
 			Twins: [2]volume.Place{{Account: "a", Namespace: "staging", Claim: "data"}, {Account: "a", Namespace: "other", Claim: "data"}}}
 		if err := b.Bind(t.Context(), e.Live, newVolume(t, root, subvolume)); err != nil {
 			t.Fatal(err)

@@ -52,9 +52,10 @@ func (b *Binder) Unbind(_ context.Context, p volume.Place) error {
 // VolumesDir implements volume.Binder.
 func (b *Binder) VolumesDir(context.Context) (string, error) { return b.Dir, nil }
 
-// Env is one test's surroundings, in which nothing but the test makes copies for the suite's owners.
+// Env is one test's surroundings.
 type Env struct {
 	Driver volume.Driver
+	Owner  string          // the delivery of the test: nobody else makes copies for it, whatever other tests do meanwhile
 	Live   volume.Place    // a claim with an empty volume
 	Twins  [2]volume.Place // where clones may go; the claims do not exist
 
@@ -67,12 +68,6 @@ type Env struct {
 	Volume       func(t *testing.T, p volume.Place) string
 	VolumeExists func(t *testing.T, p volume.Place, volume string) bool
 }
-
-// owner and other are the deliveries of the suite.
-const (
-	owner = "suite-d1"
-	other = "suite-d2"
-)
 
 // Run runs the suite.
 func Run(t *testing.T, newEnv func(t *testing.T) Env) {
@@ -93,13 +88,16 @@ func Run(t *testing.T, newEnv func(t *testing.T) Env) {
 	}
 }
 
+// id is that of a copy of the test.
+func (e Env) id(name string) string { return e.Owner + "/" + name }
+
 func (e Env) source() volume.Source {
 	return volume.Source{Account: e.Live.Account, Namespace: e.Live.Namespace, Claim: e.Live.Claim}
 }
 
-func (e Env) cut(t *testing.T, id string) volume.Copy {
+func (e Env) cut(t *testing.T, name string) volume.Copy {
 	t.Helper()
-	c, err := e.Driver.Cut(t.Context(), id, owner, []volume.Source{e.source()})
+	c, err := e.Driver.Cut(t.Context(), e.id(name), e.Owner, []volume.Source{e.source()})
 	if err == nil {
 		err = e.Driver.Ready(t.Context(), c)
 	}
@@ -109,9 +107,9 @@ func (e Env) cut(t *testing.T, id string) volume.Copy {
 	return c
 }
 
-func (e Env) clone(t *testing.T, id string, from volume.Copy, to volume.Place) volume.Copy {
+func (e Env) clone(t *testing.T, name string, from volume.Copy, to volume.Place) volume.Copy {
 	t.Helper()
-	c, err := e.Driver.Clone(t.Context(), id, owner, from, []volume.Place{to})
+	c, err := e.Driver.Clone(t.Context(), e.id(name), e.Owner, from, []volume.Place{to})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +130,7 @@ func holds(t *testing.T, e Env) {
 		t.Fatalf("%+v, %v", a, err)
 	}
 	start := time.Now()
-	c := e.cut(t, "suite-d1/x/cut")
+	c := e.cut(t, "x/cut")
 	i := c.Info()
 	if i.Method != a.Method {
 		t.Errorf("probed %s and copied by %s", a.Method, i.Method)
@@ -140,15 +138,15 @@ func holds(t *testing.T, e Env) {
 	if i.CutAt.Before(start.Add(-time.Second)) || i.CutAt.After(time.Now().Add(time.Second)) {
 		t.Errorf("cut at %s, begun at %s", i.CutAt, start)
 	}
-	e.clone(t, "suite-d1/x/clone", c, e.Twins[0])
+	e.clone(t, "x/clone", c, e.Twins[0])
 	e.expect(t, e.Twins[0], "a.txt", "one")
 	e.expect(t, e.Twins[0], "deep/b.txt", "two")
 	e.expect(t, e.Live, "a.txt", "one")
-	listed, err := e.Driver.List(t.Context(), owner)
+	listed, err := e.Driver.List(t.Context(), e.Owner)
 	if err != nil || len(listed) != 2 || listed[0].ID() != c.ID() || listed[1].Info().Parent != c.ID() || !listed[0].Info().CutAt.Equal(i.CutAt) {
 		t.Errorf("listed %+v, %v", listed, err)
 	}
-	if there, err := e.Driver.List(t.Context(), other); err != nil || len(there) != 0 {
+	if there, err := e.Driver.List(t.Context(), e.Owner+"-2"); err != nil || len(there) != 0 {
 		t.Errorf("of another owner: %v, %v", there, err)
 	}
 }
@@ -194,18 +192,18 @@ func swap(t *testing.T, e Env) {
 	k := e.clone(t, "clone", e.cut(t, "cut"), e.Twins[0])
 	e.Write(t, e.Twins[0], "a.txt", "upgraded")
 	live, protect := []volume.Source{e.source()}, time.Now().Add(time.Hour)
-	if found := e.find(t, "swap"); found {
+	if found := e.find(t, e.id("swap")); found {
 		t.Error("the swap is known before it began")
 	}
-	old, err := e.Driver.Swap(t.Context(), "swap", live, k, protect)
+	old, err := e.Driver.Swap(t.Context(), e.id("swap"), live, k, protect)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !e.find(t, "swap") || !e.find(t, "clone") {
+	if !e.find(t, e.id("swap")) || !e.find(t, e.id("clone")) {
 		t.Error("the old volume, or what production runs on now, is not listed")
 	}
 	e.expect(t, e.Live, "a.txt", "upgraded")
-	if same, err := e.Driver.Swap(t.Context(), "swap", live, k, protect); err != nil || same.ID() != old.ID() || !same.Info().CutAt.Equal(old.Info().CutAt) {
+	if same, err := e.Driver.Swap(t.Context(), e.id("swap"), live, k, protect); err != nil || same.ID() != old.ID() || !same.Info().CutAt.Equal(old.Info().CutAt) {
 		t.Errorf("again: %+v, %v", same, err)
 	}
 	e.expect(t, e.Live, "a.txt", "upgraded")
@@ -215,7 +213,7 @@ func swap(t *testing.T, e Env) {
 	if err := e.Driver.Delete(t.Context(), old); !fault.Is(err, fault.Denied) {
 		t.Errorf("the old volume is not protected: %v", err)
 	}
-	failed, err := e.Driver.Swap(t.Context(), "back", live, old, protect)
+	failed, err := e.Driver.Swap(t.Context(), e.id("back"), live, old, protect)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +224,7 @@ func swap(t *testing.T, e Env) {
 			t.Errorf("%s is not protected: %v", x.ID(), err)
 		}
 	}
-	if _, err := e.Driver.Swap(t.Context(), "forth", live, failed, time.Time{}); err != nil {
+	if _, err := e.Driver.Swap(t.Context(), e.id("forth"), live, failed, time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	e.expect(t, e.Live, "a.txt", "upgraded")
@@ -241,7 +239,7 @@ func retired(t *testing.T, e Env) {
 		was = e.Volume(t, e.Live)
 		with = e.clone(t, id, e.cut(t, "cut "+id), to)
 		e.Write(t, to, "by.txt", id)
-		old, err := e.Driver.Swap(t.Context(), "swap "+id, live, with, until)
+		old, err := e.Driver.Swap(t.Context(), e.id("swap "+id), live, with, until)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -265,7 +263,7 @@ func retired(t *testing.T, e Env) {
 	if err := e.Driver.Delete(t.Context(), spent); err != nil {
 		t.Fatal(err)
 	}
-	if e.VolumeExists(t, e.Live, volumeOfSecond) || e.find(t, "second") || e.find(t, spent.ID()) {
+	if e.VolumeExists(t, e.Live, volumeOfSecond) || e.find(t, e.id("second")) || e.find(t, spent.ID()) {
 		t.Error("the clone that went out of service is still there, or listed")
 	}
 	if !e.find(t, kept.ID()) || !e.find(t, third.ID()) {
@@ -276,7 +274,7 @@ func retired(t *testing.T, e Env) {
 
 func (e Env) find(t *testing.T, id string) bool {
 	t.Helper()
-	all, err := e.Driver.List(t.Context(), owner)
+	all, err := e.Driver.List(t.Context(), e.Owner)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +295,7 @@ func refuses(t *testing.T, e Env) {
 	if e.Exists(t, e.Twins[0]) {
 		t.Error("the claim of a deleted clone is still there")
 	}
-	if left, err := e.Driver.List(t.Context(), owner); err != nil || len(left) != 0 {
+	if left, err := e.Driver.List(t.Context(), e.Owner); err != nil || len(left) != 0 {
 		t.Errorf("left %v, %v", left, err)
 	}
 	e.expect(t, e.Live, "deep/b.txt", "two")
@@ -306,12 +304,12 @@ func refuses(t *testing.T, e Env) {
 func half(t *testing.T, e Env) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if c, err := e.Driver.Cut(ctx, "cut", owner, []volume.Source{e.source()}); err == nil && c.Info().Method != volume.Snapshot {
+	if c, err := e.Driver.Cut(ctx, e.id("cut"), e.Owner, []volume.Source{e.source()}); err == nil && c.Info().Method != volume.Snapshot {
 		t.Error("a cancelled copy is returned")
 	}
 	gone := e.source()
 	gone.Claim = "missing"
-	if _, err := e.Driver.Cut(t.Context(), "none", owner, []volume.Source{gone}); !fault.Is(err, fault.NotFound) {
+	if _, err := e.Driver.Cut(t.Context(), e.id("none"), e.Owner, []volume.Source{gone}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a missing volume was copied: %v", err)
 	}
 	e.clone(t, "clone", e.cut(t, "cut2"), e.Twins[0])
