@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -67,6 +66,7 @@ const turns = 32
 type Engine struct {
 	o       Options
 	turn    chan struct{}
+	changed chan struct{} // what the queue depends on has changed
 	mu      sync.Mutex
 	workers map[string]*worker
 	wg      sync.WaitGroup
@@ -83,7 +83,7 @@ func New(o Options) *Engine {
 	if o.Progress == nil {
 		o.Progress = func(Progress) {}
 	}
-	return &Engine{o: o, turn: make(chan struct{}, turns), workers: map[string]*worker{}}
+	return &Engine{o: o, turn: make(chan struct{}, turns), changed: make(chan struct{}, 1), workers: map[string]*worker{}}
 }
 
 // Start keeps a delivery; the running engine carries it out. It refuses a graph with a kind of step that is not built.
@@ -125,7 +125,8 @@ func (e *Engine) Signal(ctx context.Context, id string, s delivery.Signal) (bool
 	return e.o.Store.Signal(ctx, id, s)
 }
 
-// Run carries out every open delivery, and those that come, until ctx ends and every step has returned.
+// Run carries out every open delivery, and those that come, until ctx ends and every step has returned. One that cannot be
+// read stops no other.
 func (e *Engine) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer e.wg.Wait()
@@ -134,63 +135,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch the store: %w", err)
 	}
-	if err := e.recover(ctx); err != nil {
-		return err
-	}
+	e.wg.Go(func() { e.queue(ctx) })
 	for ev := range events {
-		if e.poke(ev.ID) {
-			continue
-		}
-		if err := e.admit(ctx, ev.ID); err != nil && ctx.Err() == nil {
-			return err
+		if !e.poke(ev.ID) {
+			e.admit(ctx, ev.ID)
 		}
 	}
 	return ctx.Err()
-}
-
-// admit gives a delivery that has none a worker, if it may run.
-func (e *Engine) admit(ctx context.Context, id string) error {
-	h, err := e.o.Store.Head(ctx, id)
-	switch {
-	case fault.Is(err, fault.NotFound) || err == nil && h.Done:
-		return nil
-	case err != nil:
-		return fmt.Errorf("look at delivery %s: %w", id, err)
-	case h.State == delivery.Queued:
-		return e.recover(ctx) // whether it is its turn, the others of its application decide
-	}
-	e.work(ctx, id)
-	return nil
-}
-
-// recover gives every open delivery that may run a worker: the oldest of each application, and one that is cancelled
-// while it waits behind another.
-func (e *Engine) recover(ctx context.Context) error {
-	open, err := e.o.Store.Heads(ctx, true)
-	if err != nil {
-		return fmt.Errorf("list the open deliveries: %w", err)
-	}
-	busy := map[string]bool{}
-	for _, d := range open {
-		busy[d.Application] = busy[d.Application] || d.State != delivery.Queued
-	}
-	for _, d := range open {
-		run := d.State != delivery.Queued || !busy[d.Application]
-		if !run {
-			if run, err = e.cancelled(ctx, d.ID); err != nil {
-				return err
-			}
-		}
-		if run {
-			e.work(ctx, d.ID)
-		}
-	}
-	return nil
-}
-
-func (e *Engine) cancelled(ctx context.Context, id string) (bool, error) {
-	d, err := e.o.Store.Load(ctx, id)
-	return slices.ContainsFunc(d.Signals, func(s store.Signal) bool { return s.Kind == delivery.CancelAll }), err
 }
 
 // poke wakes the worker of a delivery and reports whether there is one.
@@ -221,14 +172,8 @@ func (e *Engine) work(ctx context.Context, id string) {
 		delete(e.workers, id)
 		e.mu.Unlock()
 		if err != nil && ctx.Err() == nil {
-			e.o.Log.Error("a delivery cannot be carried on until the server is started again", "delivery", id, "error", err)
-			return
+			e.o.Log.Error("a delivery is not carried on", "delivery", id, "error", err)
 		}
-		if ctx.Err() == nil {
-			// The application is free: one that was queued may start.
-			if err := e.recover(ctx); err != nil {
-				e.o.Log.Error("the queue could not be read", "error", err)
-			}
-		}
+		e.look() // the application is free: one that was queued may start
 	})
 }

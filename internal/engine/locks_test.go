@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/engine"
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/step"
 	"github.com/sluice-cd/sluice/internal/store"
 )
 
@@ -94,6 +96,79 @@ func TestLockOfOneThatCouldNotGiveItBack(t *testing.T) {
 	l.mu.Unlock()
 	r.start("b", false, "x")
 	r.until("b", done)
+}
+
+// vanishing is a lock, and a store from which one delivery is taken away.
+type vanishing struct {
+	*lock
+	gone atomic.Pointer[string]
+}
+
+func (v *vanishing) is(id string) error {
+	if gone := v.gone.Load(); gone != nil && *gone == id {
+		return fault.Newf(fault.NotFound, "there is no delivery %q", id)
+	}
+	return nil
+}
+
+func (v *vanishing) Load(ctx context.Context, id string) (store.Delivery, error) {
+	if err := v.is(id); err != nil {
+		return store.Delivery{}, err
+	}
+	return v.lock.Load(ctx, id)
+}
+
+func (v *vanishing) Head(ctx context.Context, id string) (store.Head, error) {
+	if err := v.is(id); err != nil {
+		return store.Head{}, err
+	}
+	return v.lock.Head(ctx, id)
+}
+
+func (v *vanishing) Heads(ctx context.Context, open bool) ([]store.Head, error) {
+	all, err := v.lock.Heads(ctx, open)
+	return slices.DeleteFunc(all, func(h store.Head) bool { return v.is(h.ID) != nil }), err
+}
+
+// stays is a step that runs until it is told to end, and tells of both. Afterwards it passes at once.
+type stays struct {
+	fake
+	told  chan string
+	after atomic.Bool
+}
+
+func (s *stays) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
+	if c.Path != "stay" || s.after.Load() {
+		return s.fake.Run(ctx, c)
+	}
+	s.told <- "begun"
+	<-ctx.Done()
+	s.after.Store(true)
+	s.told <- "ended"
+	return step.Outcome{}, ctx.Err()
+}
+
+// TestGone takes a delivery away while a step of it runs: the step is ended, and the next of the application begins.
+func TestGone(t *testing.T) {
+	v := &vanishing{lock: &lock{ended: map[string]string{}}}
+	f := &stays{told: make(chan string)}
+	r := run(t, f, func(s engine.Store) engine.Store { v.Store = s; return v })
+	r.start("a", false, "stay")
+	if got := <-f.told; got != "begun" {
+		t.Fatal(got)
+	}
+	r.start("b", true, "x")
+	id := "a"
+	v.gone.Store(&id)
+	if _, err := v.Signal(t.Context(), "a", delivery.Signal{Kind: delivery.Pause, Key: "pause"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-f.told; got != "ended" {
+		t.Fatal(got)
+	}
+	if s := r.until("b", done); s.State != delivery.Succeeded {
+		t.Errorf("b is %s (%s)", s.State, s.Reason)
+	}
 }
 
 // hasty is a lock with a clock that goes a hundred times as fast.

@@ -125,6 +125,53 @@ func TestQueue(t *testing.T) {
 	}
 }
 
+// damaged is a store one delivery of which cannot be read for a while.
+type damaged struct {
+	engine.Store
+	id     string
+	mended atomic.Bool
+}
+
+func (d *damaged) Load(ctx context.Context, id string) (store.Delivery, error) {
+	if id == d.id && !d.mended.Load() {
+		return store.Delivery{}, fault.Newf(fault.Lost, "a part of its plan is gone")
+	}
+	return d.Store.Load(ctx, id)
+}
+
+// TestUnreadableInTheQueue starts an engine that finds a queued delivery which it cannot read: the others go on, those that come
+// to their turn as well, and it is read again.
+func TestUnreadableInTheQueue(t *testing.T) {
+	s := &damaged{id: "b"}
+	r := run(t, &fake{}, func(under engine.Store) engine.Store {
+		s.Store = under
+		for _, spec := range []delivery.Spec{
+			{ID: "a", Application: "app", Graph: graph("approve")},
+			{ID: "b", Application: "app", Graph: graph("x"), EnqueueOne: true},
+			{ID: "c", Application: "other", Graph: graph("approve")},
+			{ID: "d", Application: "other", Graph: graph("x"), EnqueueOne: true},
+		} {
+			if _, err := s.Create(t.Context(), spec); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return s
+	})
+	r.until("a", waiting("approve"))
+	r.until("c", waiting("approve"))
+	if _, err := s.Signal(t.Context(), "b", delivery.Signal{Kind: delivery.CancelAll, Key: "cancel", By: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	r.signal("c", delivery.Signal{Kind: delivery.Approve, Key: "approve/approve", Path: "approve"})
+	if s := r.until("d", done); s.State != delivery.Succeeded {
+		t.Errorf("d, whose turn it was, is %s", s.State)
+	}
+	s.mended.Store(true)
+	if s := r.until("b", done); s.State != delivery.Cancelled {
+		t.Errorf("b, which was cancelled while it could not be read, is %s", s.State)
+	}
+}
+
 // full is a store that cannot write for a while.
 type full struct {
 	engine.Store

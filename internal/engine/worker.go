@@ -48,13 +48,16 @@ func (w *worker) run(ctx context.Context) error {
 			e.cancel()
 		}
 	}()
+	var spec delivery.Spec
 	var obs []delivery.Observation
 	var kept []chan struct{}
 	for {
-		actions, spec, err := w.keep(ctx, obs)
+		actions, present, err := w.keep(ctx, obs)
 		if err != nil {
+			w.leave(ctx, spec)
 			return err
 		}
+		spec = present
 		for _, c := range kept {
 			close(c)
 		}
@@ -95,6 +98,26 @@ func (w *worker) run(ctx context.Context) error {
 	}
 }
 
+// leave ends what is in flight of a delivery that is gone, and gives its lock back.
+func (w *worker) leave(ctx context.Context, spec delivery.Spec) {
+	for _, e := range w.running {
+		e.cancel()
+	}
+	for len(w.running) > 0 {
+		select {
+		case s := <-w.seen:
+			if s.returns {
+				delete(w.running, s.obs.Path)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+	if w.held {
+		w.unlock(ctx, spec)
+	}
+}
+
 func (w *worker) timer() (<-chan time.Time, func()) {
 	at := w.status.Wake()
 	if !w.lock.IsZero() && (at.IsZero() || w.lock.Before(at)) {
@@ -107,12 +130,17 @@ func (w *worker) timer() (<-chan time.Time, func()) {
 }
 
 // keep is step, tried again for as long as the store cannot keep what follows: a full disk must not end a delivery. What was
-// observed is still in hand, and what was kept after all is not taken in twice.
+// observed is still in hand, and what was kept after all is not taken in twice. Only that the delivery itself is gone ends it.
 func (w *worker) keep(ctx context.Context, obs []delivery.Observation) ([]delivery.Action, delivery.Spec, error) {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Minute) {
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		actions, spec, err := w.step(ctx, obs)
-		if err == nil || ctx.Err() != nil || fault.Is(err, fault.NotFound) {
+		if err == nil || ctx.Err() != nil {
 			return actions, spec, err
+		}
+		if fault.Is(err, fault.NotFound) {
+			if _, gone := w.e.o.Store.Head(ctx, w.id); fault.Is(gone, fault.NotFound) {
+				return nil, spec, gone
+			}
 		}
 		if !fault.Is(err, fault.Conflict) { // then somebody was faster, and the next load shows it
 			w.e.o.Log.Error("the store cannot keep how a delivery goes on; it is tried again", "delivery", w.id, "error", err, "in", pause)
