@@ -96,6 +96,13 @@ func TestChart(t *testing.T) {
 		t.Errorf("the Events tell %s (%v)", reasons, err)
 	}
 	l.forbidden(t)
+	// What fails without a word where it may not be done: to say at an object why it was left alone, and the better of two ways to a pod.
+	as := "--as=system:serviceaccount:" + l.deliveries + ":ctl"
+	for _, may := range [][]string{{"create", "events"}, {"get", "pods", "--subresource=portforward"}} {
+		if out, err := kubectl(append([]string{"-n", l.app, "auth", "can-i", as}, may...)...); err != nil {
+			t.Errorf("the controller may not %s: %s", strings.Join(may, " "), out)
+		}
+	}
 	// Another namespace is not one of its targets.
 	elsewhere := l
 	elsewhere.app = "default"
