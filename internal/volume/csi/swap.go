@@ -74,6 +74,10 @@ func (d *Driver) swap(ctx context.Context, r record, w volume.CopyInfo) (record,
 	if _, err := c.restorer().hold(ctx, name, in.record); err != nil {
 		return r, err
 	}
+	// Nothing lies between the deletion of the claim and what was read of its volume: an earlier call may have found it not retained.
+	if _, err := c.restorer().hold(ctx, out.GetName(), r); err != nil {
+		return r, err
+	}
 	if err := c.restorer().leave(ctx, live, out.GetName()); err != nil {
 		return r, err
 	}
