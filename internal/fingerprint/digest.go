@@ -30,7 +30,7 @@ type TableDigest struct {
 	Rows   int64         `json:"rows"`
 	Bytes  int64         `json:"bytes"`
 	Root   string        `json:"root"`
-	Leaves []byte        `json:"leaves"`
+	Leaves []byte        `json:"leaves,omitempty"`
 }
 
 // fits refuses a digest that was made under another plan or seed.
@@ -170,6 +170,16 @@ func ReadDigest(r io.Reader) (*Digest, error) {
 		return nil, fault.Newf(fault.Lost, "a kept fingerprint cannot be read: %w", err)
 	}
 	return &d, nil
+}
+
+// Roots is the digest without its leaves: small enough to be kept anywhere, and all that Differing needs.
+func (d *Digest) Roots() *Digest {
+	small := *d
+	small.Tables = slices.Clone(d.Tables)
+	for i := range small.Tables {
+		small.Tables[i].Leaves = nil
+	}
+	return &small
 }
 
 // Differing names the tables that two digests of one seed do not have alike, among them those that only one of them has.

@@ -141,7 +141,7 @@ func (x *Pair) Rows(ctx context.Context, seed fingerprint.Seed, o Options) (*fin
 		return nil, err
 	}
 	if o.Kept != "" {
-		if err := Keep(o.Kept, digests[fingerprint.Source]); err != nil {
+		if err := keep(o.Kept, digests[fingerprint.Source]); err != nil {
 			return nil, err
 		}
 	}
@@ -212,8 +212,8 @@ func keptDigest(file string, plan *fingerprint.Plan, seed fingerprint.Seed) *fin
 	return d
 }
 
-// Keep writes a fingerprint so that a crash leaves the old file, the new one, or none.
-func Keep(file string, d *fingerprint.Digest) error {
+// keep writes a fingerprint so that a crash leaves the old file, the new one, or none.
+func keep(file string, d *fingerprint.Digest) error {
 	body, err := json.Marshal(d)
 	if err != nil {
 		return err

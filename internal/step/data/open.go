@@ -3,6 +3,7 @@ package data
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -21,19 +22,19 @@ type open struct{ base }
 
 // opened is what open keeps. Path is the way back that its undo has chosen.
 type opened struct {
-	At      time.Time     `json:"at,omitzero"`
-	Stood   time.Duration `json:"stood,omitempty"`
-	Path    Path          `json:"path,omitempty"`
-	Pin     string        `json:"pin,omitempty"`   // position from which the engine's log is kept
-	NoPin   string        `json:"noPin,omitempty"` // why it is not
-	Try     int           `json:"try,omitempty"`   // of the counting
-	Seed    string        `json:"seed,omitempty"`
-	AtRisk  *atRisk       `json:"atRisk,omitempty"`
-	Restore string        `json:"restore,omitempty"` // copy id of what R4 binds
-	Proof   string        `json:"proof,omitempty"`   // file with the checkpoint's fingerprint
-	Stay    *staying      `json:"stay,omitempty"`    // the decision to stay on the new version, the last one
-	Stays   int           `json:"stays,omitempty"`   // how many such decisions have been taken up
-	Reopens bool          `json:"reopens,omitempty"` // the fence may be open again: what was counted no longer counts
+	At      time.Time           `json:"at,omitzero"`
+	Stood   time.Duration       `json:"stood,omitempty"`
+	Path    Path                `json:"path,omitempty"`
+	Pin     string              `json:"pin,omitempty"`   // position from which the engine's log is kept
+	NoPin   string              `json:"noPin,omitempty"` // why it is not
+	Try     int                 `json:"try,omitempty"`   // of the counting
+	Seed    string              `json:"seed,omitempty"`
+	AtRisk  *atRisk             `json:"atRisk,omitempty"`
+	Restore string              `json:"restore,omitempty"` // copy id of what R4 binds
+	Proof   *fingerprint.Digest `json:"proof,omitempty"`   // of the checkpoint, without leaves
+	Stay    *staying            `json:"stay,omitempty"`    // the decision to stay on the new version, the last one
+	Stays   int                 `json:"stays,omitempty"`   // how many such decisions have been taken up
+	Reopens bool                `json:"reopens,omitempty"` // the fence may be open again: what was counted no longer counts
 }
 
 // Plan says that R0 ends here.
@@ -139,6 +140,12 @@ type atRisk struct {
 	Why    string `json:"why,omitempty"`  // no writes could be counted, though the engine has a log
 }
 
+// exported reports whether the export is there to be handed to a person: a controller's next pod has files of its own.
+func (n atRisk) exported() bool {
+	_, err := os.Stat(n.Export)
+	return err == nil
+}
+
 // restore counts what would be lost, behind the fence, and goes on only within the budget or when a person has quoted the
 // number and its digest.
 func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened, note string) (step.Outcome, error) {
@@ -148,6 +155,10 @@ func (st open) restore(ctx context.Context, c step.Call, k fencedCall, s opened,
 	}
 	if err := st.shut(ctx, fmt.Sprintf("%s/undo/%d", c.Key, s.Stays), k.p, f, k.a, k.f); err != nil {
 		return step.Outcome{}, err
+	}
+	if s.AtRisk != nil && !s.AtRisk.exported() {
+		c.Progress("the export of what a restore would discard is not on this machine, where another one has counted; it is counted again")
+		s.AtRisk = nil
 	}
 	if s.AtRisk == nil {
 		if err := st.count(ctx, c, k, &s); err != nil {
