@@ -21,6 +21,10 @@ type Locks interface {
 // lockAgain is how long after an error a lock is tried again.
 const lockAgain = 10 * time.Second
 
+// lockLook is how often it is looked, while a step is in flight, whether the lock is to be taken again: a timer stands still
+// while a machine sleeps, and the lock runs out.
+const lockLook = time.Minute
+
 // take locks what a delivery goes to. A delivery of this store that has ended has no use for a lock any more: it could not give
 // it back where the cluster was away.
 func (e *Engine) take(ctx context.Context, spec delivery.Spec) (time.Time, error) {
@@ -47,19 +51,33 @@ func (w *worker) locked(ctx context.Context, spec delivery.Spec) (why string) {
 	}
 	again, err := w.e.take(ctx, spec)
 	if err == nil {
-		w.held, w.why, w.lock = true, "", again
+		w.held, w.why, w.lock = true, "", again.Round(0) // the clock that goes on while a machine sleeps
 		return ""
 	}
 	if ctx.Err() != nil {
 		return w.why
 	}
-	w.lock = now.Add(lockAgain)
+	w.lock = now.Add(lockAgain).Round(0)
 	_, other := errors.AsType[*store.ErrRunning](err)
 	if w.held = w.held && !other; !w.held { // a cluster that is away does not give to others what is ours
 		w.why = err.Error()
 	}
+	if other {
+		// What is in flight must not go on beside somebody else's. It is entered again once the lock is the delivery's.
+		for _, e := range w.running {
+			e.withdraw()
+		}
+	}
 	w.e.o.Log.Warn("the delivery waits for the lock of its application", "delivery", w.id, "error", err)
 	return w.why
+}
+
+// lookAtLock returns when it is to be looked at the lock, zero where there is none.
+func (w *worker) lookAtLock(now time.Time) time.Time {
+	if len(w.running) > 0 && w.lock.Sub(now) > lockLook {
+		return now.Add(lockLook)
+	}
+	return w.lock
 }
 
 // unlock gives the lock of a delivery that ends back.

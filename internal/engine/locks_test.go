@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"slices"
@@ -24,6 +25,7 @@ type lock struct {
 	holder string
 	ended  map[string]string
 	away   bool // nothing is given back
+	again  time.Duration
 }
 
 func (l *lock) Take(_ context.Context, spec delivery.Spec) (time.Time, error) {
@@ -33,7 +35,7 @@ func (l *lock) Take(_ context.Context, spec delivery.Spec) (time.Time, error) {
 		return time.Time{}, &store.ErrRunning{ID: l.holder, Application: spec.Application}
 	}
 	l.holder = spec.ID
-	return time.Now().Add(time.Hour), nil
+	return time.Now().Add(cmp.Or(l.again, time.Hour)), nil
 }
 
 func (l *lock) Release(_ context.Context, spec delivery.Spec) error {
@@ -181,6 +183,68 @@ func (h *hasty) Now() time.Time { return h.began.Add(100 * time.Since(h.began)) 
 
 func (h *hasty) After(d time.Duration) (<-chan time.Time, func()) {
 	return engine.Wall{}.After(d / 100)
+}
+
+func (h *hasty) Take(ctx context.Context, spec delivery.Spec) (time.Time, error) {
+	again, err := h.lock.Take(ctx, spec)
+	return h.Now().Add(time.Until(again)), err
+}
+
+// give makes somebody hold the lock, whoever has it.
+func (l *lock) give(holder string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holder = holder
+}
+
+// TestLosesItsLock takes the lock away from a delivery while a step of it runs, as another engine does once it has run out: the
+// step is told to end, what it returns does not count, and it is entered again when the lock is the delivery's.
+func TestLosesItsLock(t *testing.T) {
+	l := &lock{ended: map[string]string{}, again: 10 * time.Second}
+	f := &stays{told: make(chan string)}
+	r := run(t, f, func(s engine.Store) engine.Store { l.Store = s; return &hasty{lock: l, began: time.Now()} })
+	r.start("a", false, "stay")
+	if got := <-f.told; got != "begun" {
+		t.Fatal(got)
+	}
+	l.give("another engine's")
+	if got := <-f.told; got != "ended" {
+		t.Fatal(got)
+	}
+	if s := r.until("a", func(s delivery.Status) bool { return s.Waits != "" }); s.Nodes["stay"].Phase != delivery.StepRunning {
+		t.Errorf("the step is %+v", s.Nodes["stay"])
+	}
+	l.give("")
+	s := r.until("a", done)
+	if n := s.Nodes["stay"]; s.State != delivery.Succeeded || n.Entry != 2 || n.Verdict != delivery.Pass {
+		t.Errorf("it is %s (%s), the step %+v", s.State, s.Reason, n)
+	}
+}
+
+// TestNotNamed changes a delivery behind its engine, so that the step which runs is over: it is told to end.
+func TestNotNamed(t *testing.T) {
+	f := &stays{told: make(chan string)}
+	r := run(t, f, nil)
+	r.start("a", false, "stay", "x")
+	if got := <-f.told; got != "begun" {
+		t.Fatal(got)
+	}
+	d, err := r.store.Load(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := d.Status.Nodes["stay"]
+	n.Phase, n.Verdict = delivery.StepPassed, delivery.Pass
+	d.Status.Nodes["stay"] = n
+	if _, err := r.store.Swap(t.Context(), "a", d.Revision, d.Status, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-f.told; got != "ended" {
+		t.Fatal(got)
+	}
+	if s := r.until("a", done); s.State != delivery.Succeeded {
+		t.Errorf("it is %s (%s)", s.State, s.Reason)
+	}
 }
 
 // TestWaitsForALock keeps a delivery past Start, as a controller finds it, while somebody else has the lock: no step of it is

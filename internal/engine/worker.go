@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -30,8 +31,15 @@ type worker struct {
 }
 
 type entry struct {
-	entry  int
-	cancel context.CancelFunc
+	entry     int
+	cancel    context.CancelFunc
+	withdrawn bool // what it returns does not count: the step is entered again, as after a crash
+}
+
+// withdraw ends an entry that may not be in flight.
+func (e *entry) withdraw() {
+	e.withdrawn = true
+	e.cancel()
 }
 
 // seen is an observation; done is closed once it is kept.
@@ -85,7 +93,9 @@ func (w *worker) run(ctx context.Context) error {
 		case <-w.wake:
 		case <-timer:
 		case s := <-w.seen:
-			obs = append(obs, s.obs)
+			if e := w.running[s.obs.Path]; !s.returns || !e.withdrawn {
+				obs = append(obs, s.obs)
+			}
 			if s.returns {
 				w.running[s.obs.Path].cancel()
 				delete(w.running, s.obs.Path)
@@ -119,14 +129,14 @@ func (w *worker) leave(ctx context.Context, spec delivery.Spec) {
 }
 
 func (w *worker) timer() (<-chan time.Time, func()) {
-	at := w.status.Wake()
-	if !w.lock.IsZero() && (at.IsZero() || w.lock.Before(at)) {
-		at = w.lock
+	at, now := w.status.Wake(), w.e.o.Clock.Now()
+	if lock := w.lookAtLock(now); !lock.IsZero() && (at.IsZero() || lock.Before(at)) {
+		at = lock
 	}
 	if at.IsZero() {
 		return nil, func() {}
 	}
-	return w.e.o.Clock.After(at.Sub(w.e.o.Clock.Now()))
+	return w.e.o.Clock.After(at.Sub(now))
 }
 
 // keep is step, tried again for as long as the store cannot keep what follows: a full disk must not end a delivery. What was
@@ -270,6 +280,11 @@ func (w *worker) records(obs []delivery.Observation, actions []delivery.Action, 
 // perform makes the entries in flight be those that the actions name. It returns what can be said at once.
 func (w *worker) perform(ctx context.Context, spec delivery.Spec, actions []delivery.Action) []delivery.Observation {
 	var obs []delivery.Observation
+	for path, r := range w.running {
+		if !slices.ContainsFunc(actions, func(a delivery.Action) bool { return a.Path == path && a.Entry == r.entry }) {
+			r.withdraw()
+		}
+	}
 	for _, a := range actions {
 		r, ok := w.running[a.Path]
 		switch {
