@@ -2,6 +2,9 @@ package kubernetes
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -115,13 +118,78 @@ func (p *Platform) deleteLive(ctx context.Context, in dynamic.ResourceInterface,
 	return err
 }
 
-// retain keeps the claims of a StatefulSet that would go with it.
+// retain keeps the claims of a StatefulSet that would go with it. Its controller does not let go of them while a pod is not
+// ready, nor once the set is being deleted, so Sluice takes the set from their owners itself; and not before the controller has
+// seen the new policy, because by the old one it would put the set back.
 func (p *Platform) retain(ctx context.Context, in dynamic.ResourceInterface, live *unstructured.Unstructured) error {
-	when, _, _ := unstructured.NestedString(live.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted")
-	if when != "Delete" {
+	if templates, _, _ := unstructured.NestedSlice(live.Object, "spec", "volumeClaimTemplates"); len(templates) == 0 {
 		return nil
 	}
-	patch := []byte(`{"spec":{"persistentVolumeClaimRetentionPolicy":{"whenDeleted":"Retain"}}}`)
-	_, err := in.Patch(ctx, live.GetName(), types.MergePatchType, patch, metav1.PatchOptions{FieldManager: manager})
-	return err
+	if deletesClaims(live) {
+		patch := []byte(`{"spec":{"persistentVolumeClaimRetentionPolicy":{"whenDeleted":"Retain"}}}`)
+		_, err := in.Patch(ctx, live.GetName(), types.MergePatchType, patch, metav1.PatchOptions{FieldManager: manager})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	ref := manifest.Ref{Kind: "StatefulSet", Namespace: live.GetNamespace(), Name: live.GetName()}
+	within, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	seen, err := p.observed(within, ref)
+	switch {
+	case fault.Is(err, fault.NotFound):
+		return nil
+	case err != nil && ctx.Err() == nil && within.Err() != nil:
+		return fault.Newf(fault.Transient, "%s is not deleted: its controller has not seen after a minute that its claims are to stay", ref)
+	case err != nil:
+		return err
+	case seen.GetUID() == live.GetUID() && deletesClaims(seen):
+		return fault.WithRemedy(fault.Newf(fault.Conflict, "%s is not deleted: somebody has set whenDeleted: Delete again, which would delete its claims", ref),
+			"set whenDeleted: Retain in its persistentVolumeClaimRetentionPolicy")
+	}
+	return p.freeClaims(ctx, ref, live.GetUID())
+}
+
+// deletesClaims reports whether the claims of a StatefulSet are to go with it.
+func deletesClaims(set *unstructured.Unstructured) bool {
+	when, _, _ := unstructured.NestedString(set.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenDeleted")
+	return when == "Delete"
+}
+
+// freeClaims takes a StatefulSet from the owners of its claims, and believes it when it is read back.
+func (p *Platform) freeClaims(ctx context.Context, set manifest.Ref, uid types.UID) error {
+	in := p.dynamic.Resource(claims()).Namespace(set.Namespace)
+	is := func(o metav1.OwnerReference) bool { return o.UID == uid }
+	owned := func() ([]unstructured.Unstructured, error) {
+		list, err := in.List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, failed(err, "list the claims of namespace %s", set.Namespace)
+		}
+		return slices.DeleteFunc(list.Items, func(c unstructured.Unstructured) bool { return !slices.ContainsFunc(c.GetOwnerReferences(), is) }), nil
+	}
+	all, err := owned()
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		ref := manifest.Ref{Kind: c.GetKind(), Namespace: c.GetNamespace(), Name: c.GetName()}
+		err := p.patch(ctx, in, ref, func(now *unstructured.Unstructured) ([]operation, error) {
+			if now.GetUID() != c.GetUID() || !slices.ContainsFunc(now.GetOwnerReferences(), is) {
+				return nil, nil
+			}
+			rest := slices.DeleteFunc(now.GetOwnerReferences(), is)
+			return []operation{{Op: "test", Path: "/metadata/uid", Value: now.GetUID()}, {Op: "add", Path: "/metadata/ownerReferences", Value: rest}}, nil
+		})
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return fmt.Errorf("%s is not deleted, because its claim %s would go with it: %w", set, c.GetName(), err)
+		}
+	}
+	if all, err = owned(); err != nil || len(all) == 0 {
+		return err
+	}
+	return fault.WithRemedy(fault.Newf(fault.Conflict, "%s is not deleted: its claim %s would go with it, because somebody has made the set its owner again", set, all[0].GetName()),
+		"take the set from the ownerReferences of its claims")
 }

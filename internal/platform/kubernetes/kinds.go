@@ -20,6 +20,7 @@ import (
 func secrets() schema.GroupVersionResource         { return builtin("", "v1", "secrets") }
 func services() schema.GroupVersionResource        { return builtin("", "v1", "services") }
 func namespaces() schema.GroupVersionResource      { return builtin("", "v1", "namespaces") }
+func claims() schema.GroupVersionResource          { return builtin("", "v1", "persistentvolumeclaims") }
 func pods() schema.GroupVersionResource            { return builtin("", "v1", "pods") }
 func events() schema.GroupVersionResource          { return builtin("", "v1", "events") }
 func deployments() schema.GroupVersionResource     { return builtin("apps", "v1", "deployments") }

@@ -100,6 +100,40 @@ func TestClaimsSurvive(t *testing.T) {
 	}
 }
 
+// TestClaimsOutliveTheirStatefulSet: a delivery that made a StatefulSet is taken back, and its claims stay, although they are to
+// go with it and its pod has never been ready. So they do where the set is deleted by its delivery.
+func TestClaimsOutliveTheirStatefulSet(t *testing.T) {
+	ref := manifest.Ref{Kind: "StatefulSet", Namespace: ns, Name: "db"}
+	for how, end := range map[string]func(*shop, []platform.Change) error{
+		"taken back": func(s *shop, changes []platform.Change) error { return s.Revert(s.ctx, "d1/r", changes) },
+		"deleted":    func(s *shop, _ []platform.Change) error { return s.Delete(s.ctx, "d1/x", "d1", []manifest.Ref{ref}) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			p, ctx := fresh(t)
+			s := &shop{Platform: p, t: t, ctx: ctx}
+			text := strings.NewReplacer("replicas: 0", "replicas: 1", "  serviceName", "  persistentVolumeClaimRetentionPolicy: {whenDeleted: Delete}\n  serviceName").Replace(store)
+			changes, err := p.Apply(ctx, "d1/a", objectsOf(t, text), inNS)
+			s.must(err)
+			within, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			s.must(p.await(within, ref, func(s platform.State) bool { return s.Failed }))
+			claim, err := p.dynamic.Resource(claims()).Namespace(ns).Get(ctx, "data-db-0", metav1.GetOptions{})
+			s.must(err)
+			if owners := claim.GetOwnerReferences(); len(owners) != 1 || owners[0].Kind != "StatefulSet" {
+				t.Fatalf("the claim's owners are %v", owners)
+			}
+			s.must(end(s, changes))
+			// The set goes last: what it would take with it is gone before.
+			s.must(p.await(within, ref, func(s platform.State) bool { return !s.Exists }))
+			still, err := p.dynamic.Resource(claims()).Namespace(ns).Get(ctx, "data-db-0", metav1.GetOptions{})
+			s.must(err)
+			if still.GetUID() != claim.GetUID() || still.GetDeletionTimestamp() != nil || len(still.GetOwnerReferences()) != 0 {
+				t.Errorf("the claim goes: it is %v", still.Object["metadata"])
+			}
+		})
+	}
+}
+
 // TestBigPreImage keeps what does not fit into one Secret.
 func TestBigPreImage(t *testing.T) {
 	p, ctx := fresh(t)
