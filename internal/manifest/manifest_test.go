@@ -321,6 +321,9 @@ spec:
       - {name: d, persistentVolumeClaim: {claimName: data}}
       - {name: c, configMap: {name: settings}}
       - {name: s, secret: {secretName: tls}}
+      - name: p
+        projected:
+          sources: [{serviceAccountToken: {path: token}}, {configMap: {name: kube-root-ca.crt}}, {configMap: {name: tuning}}, {secret: {name: license}}, {secret: {name: tls}}]
       initContainers:
       - {name: i, envFrom: [{configMapRef: {name: init}}]}
       containers:
@@ -341,8 +344,8 @@ spec:
 	if err != nil || !ok {
 		t.Fatal(ok, err)
 	}
-	want := []Ref{{"PersistentVolumeClaim", "", "data"}, {"ConfigMap", "", "settings"}, {"Secret", "", "tls"}, {"ConfigMap", "", "init"},
-		{"Secret", "", "password"}, {"Secret", "", "keys"}, {"ConfigMap", "", "more"}}
+	want := []Ref{{"PersistentVolumeClaim", "", "data"}, {"ConfigMap", "", "settings"}, {"Secret", "", "tls"}, {"ConfigMap", "", "tuning"}, {"Secret", "", "license"},
+		{"ConfigMap", "", "init"}, {"Secret", "", "password"}, {"Secret", "", "keys"}, {"ConfigMap", "", "more"}}
 	if got := Mounts(template.Spec); !reflect.DeepEqual(got, want) {
 		t.Errorf("it mounts %v", got)
 	}

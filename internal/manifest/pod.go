@@ -48,11 +48,15 @@ func (o Object) Selects(podLabels map[string]string) bool {
 	return labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(podLabels))
 }
 
-// Mounts returns the claims, ConfigMaps and Secrets that a pod names, in the order in which they first appear.
+// rootCA is the ConfigMap that a cluster puts into each of its namespaces.
+const rootCA = "kube-root-ca.crt"
+
+// Mounts returns the claims, ConfigMaps and Secrets that a pod names, in the order in which they first appear; without the
+// cluster's own certificate, which is nobody's to apply or to copy.
 func Mounts(pod corev1.PodSpec) []Ref {
 	var refs []Ref
 	add := func(kind, name string) {
-		if r := (Ref{Kind: kind, Name: name}); name != "" && !slices.Contains(refs, r) {
+		if r := (Ref{Kind: kind, Name: name}); name != "" && r != (Ref{Kind: "ConfigMap", Name: rootCA}) && !slices.Contains(refs, r) {
 			refs = append(refs, r)
 		}
 	}
@@ -64,6 +68,15 @@ func Mounts(pod corev1.PodSpec) []Ref {
 			add("ConfigMap", v.ConfigMap.Name)
 		case v.Secret != nil:
 			add("Secret", v.Secret.SecretName)
+		case v.Projected != nil:
+			for _, s := range v.Projected.Sources {
+				if s.ConfigMap != nil {
+					add("ConfigMap", s.ConfigMap.Name)
+				}
+				if s.Secret != nil {
+					add("Secret", s.Secret.Name)
+				}
+			}
 		}
 	}
 	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
