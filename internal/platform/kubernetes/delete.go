@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -136,16 +135,12 @@ func (p *Platform) retain(ctx context.Context, in dynamic.ResourceInterface, liv
 		}
 	}
 	ref := manifest.Ref{Kind: "StatefulSet", Namespace: live.GetNamespace(), Name: live.GetName()}
-	within, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	seen, err := p.observed(within, ref)
+	seen, err := p.soon(ctx, ref)
 	switch {
 	case fault.Is(err, fault.NotFound):
 		return nil
-	case err != nil && ctx.Err() == nil && within.Err() != nil:
-		return fault.Newf(fault.Transient, "%s is not deleted: its controller has not seen after a minute that its claims are to stay", ref)
 	case err != nil:
-		return err
+		return fmt.Errorf("%s is not deleted before it is known that its claims stay: %w", ref, err)
 	case seen.GetUID() == live.GetUID() && deletesClaims(seen):
 		return fault.WithRemedy(fault.Newf(fault.Conflict, "%s is not deleted: somebody has set whenDeleted: Delete again, which would delete its claims", ref),
 			"set whenDeleted: Retain in its persistentVolumeClaimRetentionPolicy")

@@ -33,6 +33,7 @@ func (p *Platform) Revert(ctx context.Context, key string, changes []platform.Ch
 	}
 	return p.once(ctx, home, key, nil, func([]entry) error {
 		records := map[string]*record{}
+		var sets []manifest.Ref
 		for _, c := range slices.Backward(changes) {
 			e, err := p.entryOf(ctx, c, records)
 			if err != nil {
@@ -40,6 +41,15 @@ func (p *Platform) Revert(ctx context.Context, key string, changes []platform.Ch
 			}
 			if err := p.revert(ctx, e); err != nil {
 				return fmt.Errorf("take back the change of %s: %w", c.Ref, err)
+			}
+			if !e.Created && e.Ref.Kind == "StatefulSet" && strings.HasPrefix(e.APIVersion, "apps/") {
+				sets = append(sets, e.Ref)
+			}
+		}
+		// Not before everything is back: the pods that are made then also need the settings of before.
+		for _, ref := range sets {
+			if err := p.unblock(ctx, ref); err != nil {
+				return fmt.Errorf("have the pods of %s replaced: %w", ref, err)
 			}
 		}
 		return nil

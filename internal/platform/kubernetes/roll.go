@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -212,6 +213,10 @@ func (p *Platform) Members(ctx context.Context, workload manifest.Ref) ([]platfo
 	if err != nil {
 		return nil, err
 	}
+	return p.membersOf(ctx, workload, live)
+}
+
+func (p *Platform) membersOf(ctx context.Context, workload manifest.Ref, live *unstructured.Unstructured) ([]platform.Member, error) {
 	list, err := p.dynamic.Resource(pods()).Namespace(workload.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selectorOf(live).String()})
 	if err != nil {
 		return nil, failed(err, "list the pods of %s", workload)
@@ -250,8 +255,57 @@ func (p *Platform) observed(ctx context.Context, workload manifest.Ref) (live *u
 	return live, errors.Join(p.await(ctx, workload, func(platform.State) bool { return seen() }), err)
 }
 
+// soon is observed for those who have nothing else to do if the controller does not get to it.
+func (p *Platform) soon(ctx context.Context, workload manifest.Ref) (*unstructured.Unstructured, error) {
+	within, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	live, err := p.observed(within, workload)
+	if err != nil && ctx.Err() == nil && within.Err() != nil {
+		return nil, fault.WithRemedy(fault.Newf(fault.Transient, "the controller of %s has not seen its present version after a minute", workload),
+			"see whether the cluster's kube-controller-manager is well")
+	}
+	return live, err
+}
+
+// unblock deletes the pods of a StatefulSet that are not ready and of another version than it has now, so that its controller,
+// which waits for such a pod until it is ready, goes on and replaces the others. Where people replace the pods themselves, it
+// leaves that to them.
+func (p *Platform) unblock(ctx context.Context, workload manifest.Ref) error {
+	live, err := p.soon(ctx, workload)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if how, _, _ := unstructured.NestedString(live.Object, "spec", "updateStrategy", "type"); how == "OnDelete" {
+		return nil
+	}
+	all, err := p.membersOf(ctx, workload, live)
+	if err != nil {
+		return err
+	}
+	from, _, _ := unstructured.NestedInt64(live.Object, partitionPath()...)
+	for i, m := range all {
+		if int64(i) < from || m.ID == "" || m.Present || m.Ready {
+			continue
+		}
+		if err := p.deletePod(ctx, workload.Namespace, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deletePod deletes exactly this pod: a later one of its name is another.
+func (p *Platform) deletePod(ctx context.Context, namespace string, m platform.Member) error {
+	uid := types.UID(m.ID)
+	err := p.dynamic.Resource(pods()).Namespace(namespace).Delete(ctx, m.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+	return gone(err, "delete pod %s/%s", namespace, m.Name)
+}
+
 // Restart implements platform.Members. A pod that is not ready holds the controller up for ever when its version is taken
-// back, and is deleted; that a later one of its name is not is what the precondition is for.
+// back, and is deleted.
 func (p *Platform) Restart(ctx context.Context, key string, workload manifest.Ref, m platform.Member) error {
 	if m.ID == "" {
 		return nil
@@ -260,8 +314,6 @@ func (p *Platform) Restart(ctx context.Context, key string, workload manifest.Re
 		if m.Ready {
 			return p.evict(ctx, workload.Namespace, m, false)
 		}
-		uid := types.UID(m.ID)
-		err := p.dynamic.Resource(pods()).Namespace(workload.Namespace).Delete(ctx, m.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-		return gone(err, "delete pod %s/%s", workload.Namespace, m.Name)
+		return p.deletePod(ctx, workload.Namespace, m)
 	})
 }
