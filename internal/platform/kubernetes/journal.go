@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -215,11 +214,10 @@ func part(name string, i int) string {
 }
 
 func secret(namespace, name, key string, parts int, body []byte) *unstructured.Unstructured {
-	id, _, _ := strings.Cut(key, "/")
 	return &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "Secret", "type": "sluice.dev/journal", "immutable": true,
 		"metadata": map[string]any{"namespace": namespace, "name": name,
-			"labels":      map[string]any{journalLabel: "true", deliveryLabel: labelValue(id), managedBy: manager},
+			"labels":      map[string]any{journalLabel: "true", deliveryLabel: labelValue(deliveryOf(key)), managedBy: manager},
 			"annotations": map[string]any{keyAnnotation: key, partAnnotation: strconv.Itoa(parts)}},
 		"data": map[string]any{"record": base64.StdEncoding.EncodeToString(body)},
 	}}

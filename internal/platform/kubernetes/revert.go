@@ -39,7 +39,7 @@ func (p *Platform) Revert(ctx context.Context, key string, changes []platform.Ch
 			if err != nil {
 				return err
 			}
-			if err := p.revert(ctx, e); err != nil {
+			if err := p.revert(ctx, key, e); err != nil {
 				return fmt.Errorf("take back the change of %s: %w", c.Ref, err)
 			}
 			if !e.Created && e.Ref.Kind == "StatefulSet" && strings.HasPrefix(e.APIVersion, "apps/") {
@@ -99,7 +99,7 @@ func (p *Platform) entryResource(e entry) (dynamic.ResourceInterface, error) {
 	return p.at(r, e.Ref.Namespace), nil
 }
 
-func (p *Platform) revert(ctx context.Context, e entry) error {
+func (p *Platform) revert(ctx context.Context, key string, e entry) error {
 	in, err := p.entryResource(e)
 	if fault.Is(err, fault.NotFound) && e.Created {
 		return nil // its kind is gone, and the object with it
@@ -117,7 +117,7 @@ func (p *Platform) revert(ctx context.Context, e entry) error {
 		case err != nil:
 			return failed(err, "read %s", e.Ref)
 		case e.Created:
-			err = p.remove(ctx, in, e, live)
+			err = p.remove(ctx, in, key, e, live)
 		default:
 			err = p.putBack(ctx, in, e, live)
 		}
@@ -133,8 +133,8 @@ func kept() []string {
 	return []string{"Namespace", "CustomResourceDefinition", "PersistentVolumeClaim", "PersistentVolume"}
 }
 
-// remove deletes what a change created, unless it is no longer what was created.
-func (p *Platform) remove(ctx context.Context, in dynamic.ResourceInterface, e entry, live *unstructured.Unstructured) error {
+// remove deletes what a change created, unless it is no longer what was created, or no longer this delivery's.
+func (p *Platform) remove(ctx context.Context, in dynamic.ResourceInterface, key string, e entry, live *unstructured.Unstructured) error {
 	if slices.Contains(kept(), e.Ref.Kind) {
 		return nil
 	}
@@ -143,11 +143,15 @@ func (p *Platform) remove(ctx context.Context, in dynamic.ResourceInterface, e e
 		p.leave(ctx, live, "it was deleted and made again by somebody else")
 		return nil
 	}
-	if live.GetLabels()[deliveryLabel] == "" {
+	switch of := live.GetLabels()[deliveryLabel]; of {
+	case labelValue(deliveryOf(key)):
+		return p.deleteLive(ctx, in, live)
+	case "":
 		p.leave(ctx, live, "it does not carry the label of a delivery any more")
-		return nil
+	default:
+		p.leave(ctx, live, "delivery "+of+" has applied it since")
 	}
-	return p.deleteLive(ctx, in, live)
+	return nil
 }
 
 // recreate makes again what somebody deleted since. Its identity is lost, and it says so.

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
@@ -67,5 +69,28 @@ func TestAStatefulSetComesBack(t *testing.T) {
 		if !m.Present || !m.Ready || i < 2 && m.ID != before[i].ID {
 			t.Errorf("member %d is %+v, and was %+v", i, m, before[i])
 		}
+	}
+}
+
+// TestOthersKeepWhatTheyApply: what a delivery made and another one has applied since is not deleted with the first.
+func TestOthersKeepWhatTheyApply(t *testing.T) {
+	p, ctx := fresh(t)
+	s := &shop{Platform: p, t: t, ctx: ctx}
+	const shared = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared}\ndata: {a: b}\n---\n"
+	changes, err := p.Apply(ctx, "d1/a", objectsOf(t, shared+strings.ReplaceAll(shared, "shared", "own")), inNS)
+	s.must(err)
+	opts := inNS
+	opts.Delivery = "d2"
+	_, err = p.Apply(ctx, "d2/a", objectsOf(t, shared), opts)
+	s.must(err)
+	s.must(p.Revert(ctx, "d1/r", changes))
+	got := snapshotOf(t, p)
+	if got[ns+"/ConfigMap/shared"] == "" || got[ns+"/ConfigMap/own"] != "" {
+		t.Errorf("left are %v", got)
+	}
+	list, err := p.dynamic.Resource(events()).Namespace(ns).List(ctx, metav1.ListOptions{FieldSelector: "reason=LeftAlone"})
+	s.must(err)
+	if len(list.Items) != 1 {
+		t.Errorf("%d events tell that an object was left alone", len(list.Items))
 	}
 }

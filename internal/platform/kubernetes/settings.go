@@ -175,7 +175,7 @@ func (p *Platform) promoteSettings(ctx context.Context, s shifted, next manifest
 func (p *Platform) revertSettings(ctx context.Context, s shifted) error {
 	for _, e := range s.rec.Entries {
 		if !e.Created && setting(e.Ref.Kind) {
-			if err := p.revert(ctx, e); err != nil {
+			if err := p.revert(ctx, s.rec.Key, e); err != nil {
 				return err
 			}
 		}

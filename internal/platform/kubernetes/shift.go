@@ -267,7 +267,7 @@ func (p *Platform) Abort(ctx context.Context, key string, refs []manifest.Ref) e
 			if err := p.revertSettings(ctx, s); err != nil {
 				return err
 			}
-			if err := p.revert(ctx, *s.start); err != nil {
+			if err := p.revert(ctx, s.rec.Key, *s.start); err != nil {
 				return err
 			}
 			if err := p.await(ctx, s.ref, isReady); err != nil {
