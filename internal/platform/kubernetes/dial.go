@@ -139,7 +139,7 @@ func (p *Platform) forward(ctx context.Context, pod corev1.Pod, port int) (net.C
 	// The dialer knows no context.
 	done := make(chan dialed, 1)
 	go func() {
-		c, err := tunnel(dialer, port)
+		c, err := tunnel(dialer, port, p.c.Conn)
 		done <- dialed{c, err}
 	}()
 	select {
@@ -158,8 +158,9 @@ func (p *Platform) forward(ctx context.Context, pod corev1.Pod, port int) (net.C
 	}
 }
 
-// tunnel opens a connection for one stream of bytes.
-func tunnel(d httpstream.Dialer, port int) (net.Conn, error) {
+// tunnel opens a connection for one stream of bytes. The dialers make connections of their own, so guard, where there is one,
+// stands before what is written to the stream: what it refuses ends the connection.
+func tunnel(d httpstream.Dialer, port int, guard func(net.Conn) net.Conn) (net.Conn, error) {
 	c, _, err := d.Dial(portforward.PortForwardProtocolV1Name)
 	if err != nil {
 		return nil, err
@@ -179,12 +180,18 @@ func tunnel(d httpstream.Dialer, port int) (net.Conn, error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	near, far := net.Pipe()
+	var out net.Conn = outward{far, data}
+	if guard != nil {
+		out = guard(out)
+	}
 	f := &forwarded{Conn: near}
+	broke := func(why error) {
+		f.broken.CompareAndSwap(nil, &why)
+		_ = far.Close()
+	}
 	go func() {
 		if text, err := io.ReadAll(complaints); err == nil && len(text) > 0 {
-			broken := silent(string(text))
-			f.broken.Store(&broken)
-			_ = far.Close()
+			broke(silent(string(text)))
 		}
 	}()
 	go func() {
@@ -192,12 +199,23 @@ func tunnel(d httpstream.Dialer, port int) (net.Conn, error) {
 		_ = far.Close()
 	}()
 	go func() {
-		_, _ = io.Copy(data, far)
+		if _, err := io.Copy(out, far); fault.Is(err, fault.Lost) {
+			broke(err)
+		}
 		_ = data.Close()
 		_ = c.Close()
 	}()
 	return f, nil
 }
+
+// outward is the near end of a tunnel as a guard sees it: what is written to it goes to the pod.
+type outward struct {
+	net.Conn
+	data io.Writer
+}
+
+// Write implements net.Conn.
+func (o outward) Write(b []byte) (int, error) { return o.data.Write(b) }
 
 // silent is the error of a pod that takes no connection. The way through the API server ends at the pod's loopback address.
 func silent(complaint string) error {
@@ -208,13 +226,13 @@ func silent(complaint string) error {
 	return fault.WithRemedy(fault.Newf(fault.Transient, "%w", err), "what runs in it must listen on all its addresses (0.0.0.0), because Sluice comes in by the loopback address")
 }
 
-// forwarded is a connection through the API server.
+// forwarded is a connection through the API server. Where it ended otherwise than by one of its ends, broken says why.
 type forwarded struct {
 	net.Conn
 	broken atomic.Pointer[error]
 }
 
-// Write sends to the pod; where it has complained, that is why it fails.
+// Write sends to the pod; where that has complained, or it is no longer ours to write, that is why it fails.
 func (f *forwarded) Write(b []byte) (int, error) {
 	n, err := f.Conn.Write(b)
 	if err != nil {
