@@ -120,6 +120,21 @@ func TestRehearsalMustComeBefore(t *testing.T) {
 	}
 }
 
+// The application of a rehearsal would meet the other database empty.
+func TestRehearsalBesideAnotherDatabase(t *testing.T) {
+	two := strings.Replace(shopOf(rehearsed, ""), "  databases:\n", `  databases:
+    - {name: users, engine: mongodb, target: production, workload: statefulset/mongo2, connection: "mongodb://mongo2:27017/"}
+`, 1)
+	if _, err := Compile(input(t, two, web+mongo)); err != nil {
+		t.Errorf("the other database is not shipped, and yet: %v", err)
+	}
+	second := strings.NewReplacer("mongo", "mongo2", "name: shop", "name: shop2", "name: data", "name: data2").Replace(mongo)
+	_, err := Compile(input(t, two, web+mongo+second))
+	if err == nil || !strings.Contains(err.Error(), "rehearseRollback of orders: the manifests of target staging hold database users too") {
+		t.Errorf("it is planned: %v", err)
+	}
+}
+
 // Without the workload among the manifests the database stays as it is.
 func TestDatabaseThatIsNotShipped(t *testing.T) {
 	g := compile(t, input(t, shopOf(`

@@ -201,6 +201,9 @@ func (b *targetPlan) dataStep(ph Phase, path string, s deployfile.Step, after []
 		if err != nil {
 			return "", err
 		}
+		if err := b.alone(a.Database); err != nil {
+			return "", err
+		}
 		a.Require, a.Timeout = s.RehearseRollback.Require, orElse(s.RehearseRollback.Timeout, readyWithin)
 		a.Apps, _ = partition(b.objects, func(o manifest.Object) bool { return b.application(o, a.Database) })
 		jobs := s.RehearseRollback.Jobs
@@ -227,6 +230,28 @@ func (b *targetPlan) dataStep(ph Phase, path string, s deployfile.Step, after []
 		return b.add(ph, path+"-checkpoint", "checkpoint "+db.Name, KindCheckpointData, a, after)
 	}
 	return "", fault.Newf(fault.Invalid, "%s", unbuilt(s))
+}
+
+// alone refuses to rehearse the way back of a database beside which others are deployed: the application would be tried with
+// those empty.
+func (b *targetPlan) alone(db Database) error {
+	for _, d := range b.c.f.Data.Databases {
+		if d.Name == db.Name {
+			continue
+		}
+		other, err := b.database(d.Name)
+		if err != nil {
+			return err
+		}
+		if _, err := b.split(other); fault.Is(err, fault.NotFound) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		return fault.WithRemedy(fault.Newf(fault.Invalid, "rehearseRollback of %s: the manifests of target %s hold database %s too, and a rehearsal of several databases is not built yet",
+			db.Name, b.t.Name, other.Name), "deliver one of them after the other, each with a deploy file of its own")
+	}
+	return nil
 }
 
 // unbuilt says why a step that the dialect knows cannot be planned here.
