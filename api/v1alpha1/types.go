@@ -133,11 +133,25 @@ type DeliveryStatus struct {
 	// BlockedBy is the delivery of the application that was running when this one was refused.
 	BlockedBy string `json:"blockedBy,omitempty"`
 
-	// Taken are the names of the actions that the delivery has taken in.
+	// Taken are the names of the actions that the delivery has looked at. Those that are refused had no effect.
 	Taken []string `json:"taken,omitempty"`
+
+	// Refused are those of the taken actions that could not be taken in: they use up no key.
+	//
+	// +listType=map
+	// +listMapKey=action
+	Refused []Refusal `json:"refused,omitempty"`
 
 	// Journal says where the journal is.
 	Journal Journal `json:"journal,omitempty"`
+}
+
+// Refusal is an action that a delivery did not take in.
+type Refusal struct {
+	// Action is its name.
+	Action string `json:"action"`
+	// Why says in one sentence why: nobody asked, not the role, too late, decided before.
+	Why string `json:"why,omitempty"`
 }
 
 // Journal is the end of a delivery's journal, and says where the rest is.
@@ -162,7 +176,7 @@ type DeliveryList struct {
 }
 
 // DeliveryAction is a decision about a delivery: an approval, a pause, the result of a webhook. It is created and never
-// changed. The first of a key counts.
+// changed. The first of a key that can be taken in counts.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:path=deliveryactions,scope=Namespaced,categories=sluice
@@ -204,7 +218,8 @@ type DeliveryActionSpec struct {
 	// +kubebuilder:validation:MaxLength=512
 	By string `json:"by,omitempty"`
 
-	// Key makes the same decision, made twice, be one. Where it is empty the action's name stands for it.
+	// Key makes the same decision, made twice, be one; an action that is refused does not use it up. Where it is empty the
+	// action's name stands for it.
 	//
 	// +kubebuilder:validation:MaxLength=2048
 	Key string `json:"key,omitempty"`

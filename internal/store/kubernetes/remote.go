@@ -11,7 +11,6 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 
@@ -69,7 +68,7 @@ func (r *Remote) Start(ctx context.Context, spec delivery.Spec) error {
 		return err
 	}
 	admitted := false
-	err = r.follow(ctx, spec.ID, func(d *v1alpha1.Delivery) (bool, error) {
+	err = r.follow(ctx, spec.ID, func(d *v1alpha1.Delivery, _ *mirror) (bool, error) {
 		admitted = d.Status.Revision > 0
 		if by := d.Status.BlockedBy; by != "" && d.Status.Done {
 			return true, &store.ErrRunning{ID: by, Application: spec.Application}
@@ -112,12 +111,11 @@ func (r *Remote) told(ctx context.Context, d *v1alpha1.Delivery, spec delivery.S
 	if out.Status, err = r.c.state(ctx, d); err != nil || out.Status.Done {
 		return out, err
 	}
-	all, err := list[v1alpha1.DeliveryActionList](ctx, r.c, actions, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.delivery", d.Name).String()})
+	all, err := r.actionsOf(ctx, d.Name)
 	if err != nil {
 		return out, err
 	}
-	for i := range all.Items {
-		a := &all.Items[i]
+	for _, a := range all {
 		if !slices.Contains(d.Status.Taken, a.Name) {
 			out.Signals = append(out.Signals, store.Signal{Seq: out.Status.Seen + int64(len(out.Signals)) + 1, Signal: signalOf(a)})
 		}
@@ -169,29 +167,6 @@ func (r *Remote) Journal(ctx context.Context, id string) ([]store.Record, error)
 	return r.c.records(ctx, d)
 }
 
-// Signal checks and keeps a decision of whoever the credentials are. It reports false where an earlier one of the key has
-// won. Which roles that gives is the controller's to say.
-func (r *Remote) Signal(ctx context.Context, id string, sig delivery.Signal) (bool, error) {
-	d, err := r.Get(ctx, id)
-	if err != nil {
-		return false, err
-	}
-	asked := sig
-	asked.Data = map[string]string{"roles": "owner"}
-	if err := delivery.Check(d.Spec, d.Status, asked); err != nil {
-		return false, err
-	}
-	if sig.By, err = r.me(ctx); err != nil {
-		return false, err
-	}
-	owner, err := get[v1alpha1.Delivery](ctx, r.c, deliveries, id)
-	if err != nil {
-		return false, err
-	}
-	_, first, err := r.c.act(ctx, owner, sig)
-	return first, err
-}
-
 // Watch tells the present state of a delivery and then every change, until it has ended.
 func (r *Remote) Watch(ctx context.Context, id string, f func(store.Delivery)) error {
 	first, err := r.Get(ctx, id)
@@ -203,7 +178,7 @@ func (r *Remote) Watch(ctx context.Context, id string, f func(store.Delivery)) e
 		return nil
 	}
 	at := first.Revision
-	return r.follow(ctx, id, func(d *v1alpha1.Delivery) (bool, error) {
+	return r.follow(ctx, id, func(d *v1alpha1.Delivery, _ *mirror) (bool, error) {
 		if store.Revision(d.Status.Revision) <= at {
 			return false, nil
 		}
@@ -217,8 +192,8 @@ func (r *Remote) Watch(ctx context.Context, id string, f func(store.Delivery)) e
 	})
 }
 
-// follow calls f with a delivery and after each change of it, until f says that it is enough.
-func (r *Remote) follow(ctx context.Context, id string, f func(*v1alpha1.Delivery) (enough bool, err error)) error {
+// follow calls f with a delivery and what follows it, and again after each change of either, until f says that it is enough.
+func (r *Remote) follow(ctx context.Context, id string, f func(*v1alpha1.Delivery, *mirror) (enough bool, err error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var hub store.Hub
@@ -244,7 +219,7 @@ func (r *Remote) follow(ctx context.Context, id string, f func(*v1alpha1.Deliver
 			continue
 		}
 		seen = true
-		if enough, err := f(d); enough || err != nil {
+		if enough, err := f(d, m); enough || err != nil {
 			return err
 		}
 	}

@@ -3,16 +3,11 @@ package kubernetes
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"io"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -182,86 +177,6 @@ func (s *Store) decode(ctx context.Context, d *v1alpha1.Delivery) (store.Deliver
 	return out, nil
 }
 
-// deletion stands among the taken actions for the deletion of the delivery itself.
-const deletion = "(deletion)"
-
-// signals returns what a delivery has not taken in, numbered in the order in which it came.
-func (s *Store) signals(d *v1alpha1.Delivery, st delivery.Status) []store.Signal {
-	all := s.mirror.actionsOf(d.Name)
-	slices.SortFunc(all, func(a, b *v1alpha1.DeliveryAction) int {
-		switch {
-		case newer(a, b):
-			return 1
-		case newer(b, a):
-			return -1
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
-	taken := map[string]bool{}
-	for _, n := range d.Status.Taken {
-		taken[n] = true
-	}
-	keys := map[string]bool{}
-	for _, a := range all {
-		if taken[a.Name] {
-			keys[key(a)] = true
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	o := s.order[d.Name]
-	if o == nil {
-		o = &order{seq: map[string]int64{}}
-		s.order[d.Name] = o
-	}
-	o.last = max(o.last, st.Seen)
-	number := func(name string) int64 {
-		if _, ok := o.seq[name]; !ok {
-			o.last++
-			o.seq[name] = o.last
-		}
-		return o.seq[name]
-	}
-	var out []store.Signal
-	for _, a := range all {
-		if taken[a.Name] || keys[key(a)] {
-			continue
-		}
-		keys[key(a)] = true
-		out = append(out, store.Signal{Seq: number(a.Name), Signal: s.signal(a)})
-	}
-	if d.DeletionTimestamp != nil && !taken[deletion] {
-		out = append(out, store.Signal{Seq: number(deletion), Signal: delivery.Signal{Key: delivery.CancelAll + "/" + deletion, Kind: delivery.CancelAll,
-			By: "whoever deleted it", At: d.DeletionTimestamp.UTC()}})
-	}
-	slices.SortFunc(out, func(a, b store.Signal) int { return cmp.Compare(a.Seq, b.Seq) })
-	return out
-}
-
-func key(a *v1alpha1.DeliveryAction) string {
-	return cmp.Or(a.Spec.Key, a.Spec.Type+"/"+a.Spec.Path+"/"+a.Name)
-}
-
-// signal is what an action says. Its roles are those of whoever made it.
-func (s *Store) signal(a *v1alpha1.DeliveryAction) delivery.Signal {
-	sig := signalOf(a)
-	if s.o.Roles != nil {
-		if sig.Data == nil {
-			sig.Data = map[string]string{}
-		}
-		sig.Data["roles"] = strings.Join(s.o.Roles(sig.By), ",")
-	}
-	return sig
-}
-
-func signalOf(a *v1alpha1.DeliveryAction) delivery.Signal {
-	sig := delivery.Signal{Key: key(a), Kind: a.Spec.Type, Path: a.Spec.Path, By: a.Spec.By, At: a.CreationTimestamp.UTC(), Data: maps.Clone(a.Spec.Data)}
-	if a.Spec.At != nil {
-		sig.At = a.Spec.At.UTC()
-	}
-	return sig
-}
-
 // Swap implements store.Store. The status is the commit: what it refers to is written before.
 func (s *Store) Swap(ctx context.Context, id string, at store.Revision, st delivery.Status, records []store.Record) (store.Revision, error) {
 	old, err := s.present(id)
@@ -272,10 +187,10 @@ func (s *Store) Swap(ctx context.Context, id string, at store.Revision, st deliv
 		if store.Revision(old.Status.Revision) != at {
 			return 0, fault.Newf(fault.Conflict, "delivery %s is no longer at revision %d", id, at)
 		}
-		d, err := s.swap(ctx, old, st, records)
+		d, all, err := s.swap(ctx, old, st, records)
 		if err == nil {
 			s.swapped(ctx, old, d, st)
-			s.tellRefused(d, records)
+			s.tellRefused(d, all)
 			return store.Revision(d.Status.Revision), nil
 		}
 		if !apierrors.IsConflict(err) {
@@ -289,55 +204,26 @@ func (s *Store) Swap(ctx context.Context, id string, at store.Revision, st deliv
 	}
 }
 
-// swap writes the status that follows on the one of old.
-func (s *Store) swap(ctx context.Context, old *v1alpha1.Delivery, st delivery.Status, records []store.Record) (*v1alpha1.Delivery, error) {
+// swap writes the status that follows on the one of old, and returns all records that it has kept with it.
+func (s *Store) swap(ctx context.Context, old *v1alpha1.Delivery, st delivery.Status, records []store.Record) (*v1alpha1.Delivery, []store.Record, error) {
 	if old.Status.Phase == string(delivery.Queued) && st.State != delivery.Queued && !st.State.Final() {
 		if holder, err := s.c.take(ctx, old); err != nil {
-			return nil, err
+			return nil, nil, err
 		} else if holder != "" {
-			return nil, fault.Newf(fault.Conflict, "delivery %s of application %q is still running", holder, old.Spec.Application)
+			return nil, nil, fault.Newf(fault.Conflict, "delivery %s of application %q is still running", holder, old.Spec.Application)
 		}
 	}
 	d := old.DeepCopy()
 	d.Status.Revision++
-	names, signals := s.takenIn(old, st)
-	d.Status.Taken = append(d.Status.Taken, names...)
-	if err := s.c.journal(ctx, d, append(signals, records...)); err != nil {
-		return nil, err
+	records = s.takeIn(d, st, records)
+	if err := s.c.journal(ctx, d, records); err != nil {
+		return nil, nil, err
 	}
 	if err := s.c.write(ctx, d, st); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return update(ctx, s.c, deliveries, d.Name, "status", d)
-}
-
-// takenIn returns the names of the actions that a status has taken in since the one before, and their records.
-func (s *Store) takenIn(old *v1alpha1.Delivery, st delivery.Status) (names []string, records []store.Record) {
-	s.mu.Lock()
-	o := s.order[old.Name]
-	if o != nil {
-		for n, seq := range o.seq {
-			if seq <= st.Seen && !slices.Contains(old.Status.Taken, n) {
-				names = append(names, n)
-			}
-		}
-		slices.SortFunc(names, func(a, b string) int { return cmp.Compare(o.seq[a], o.seq[b]) })
-	}
-	s.mu.Unlock()
-	byName := map[string]*v1alpha1.DeliveryAction{}
-	for _, a := range s.mirror.actionsOf(old.Name) {
-		byName[a.Name] = a
-	}
-	for _, n := range names {
-		r := store.Record{Kind: "signal"}
-		if a := byName[n]; a != nil {
-			sig := s.signal(a)
-			r.Path, r.At = sig.Path, sig.At
-			r.Data, _ = json.Marshal(sig) // texts and an instant: it cannot fail
-		}
-		records = append(records, r)
-	}
-	return names, records
+	d, err := update(ctx, s.c, deliveries, d.Name, "status", d)
+	return d, records, err
 }
 
 // swapped does what follows on a commit.
@@ -367,35 +253,6 @@ func (s *Store) swapped(ctx context.Context, old, d *v1alpha1.Delivery, st deliv
 			s.o.Log.Warn("a delivery that has ended keeps its finalizer until the next start", "delivery", d.Name, "error", err)
 		}
 	}
-}
-
-// Signal implements store.Store.
-func (s *Store) Signal(ctx context.Context, id string, sig delivery.Signal) (bool, error) {
-	d, err := s.present(id)
-	if err != nil {
-		return false, err
-	}
-	a, first, err := s.any.act(ctx, d, sig)
-	if first {
-		s.mirror.acted(a)
-	}
-	return first, err
-}
-
-// act keeps a signal. The name of the action follows from its key, so that only the first of a key can be created.
-func (c *client) act(ctx context.Context, d *v1alpha1.Delivery, sig delivery.Signal) (*v1alpha1.DeliveryAction, bool, error) {
-	sum := sha256.Sum256([]byte(sig.Key))
-	a := &v1alpha1.DeliveryAction{ObjectMeta: metav1.ObjectMeta{Name: d.Name + "-" + hex.EncodeToString(sum[:8]), Namespace: c.namespace,
-		Labels: map[string]string{deliveryLabel: d.Name}, OwnerReferences: []metav1.OwnerReference{ownedBy(d)}},
-		Spec: v1alpha1.DeliveryActionSpec{Delivery: d.Name, Type: sig.Kind, Path: sig.Path, By: sig.By, Key: sig.Key, Data: sig.Data}}
-	if !sig.At.IsZero() {
-		a.Spec.At = &metav1.MicroTime{Time: sig.At.Truncate(time.Microsecond)}
-	}
-	made, err := create(ctx, c, actions, a)
-	if apierrors.IsAlreadyExists(err) {
-		return nil, false, nil
-	}
-	return made, err == nil, err
 }
 
 // Watch implements store.Store.
