@@ -122,7 +122,9 @@ type Driver interface {
 	// Clone makes a writable copy of a copy, bound to the claims of to (parallel to the sources).
 	Clone(ctx context.Context, id, owner string, from Copy, to []Place) (Copy, error)
 	// Swap binds the live claims to the copy's volumes. The old volumes come back as a Copy that is protected until then.
-	// Nothing runs on either. Once anything was changed, List knows a copy of this id.
+	// Nothing runs on either. Once anything was changed, List knows a copy of this id. What another swap has taken from the live
+	// claims, or had begun to when it was cut short, can be brought back under an id of its own, however far that one came; where
+	// there is nothing else to be taken out of service then, List may know no copy of that id.
 	Swap(ctx context.Context, id string, live []Source, with Copy, protect time.Time) (old Copy, err error)
 	// List returns the copies of an owner that lie in the driver's account; all of them with "". One whose making was cut short
 	// may be among them, so that it can be deleted; its CutAt is zero.

@@ -126,6 +126,53 @@ func TestSwapIsKilled(t *testing.T) {
 	}
 }
 
+// TestKilledSwapIsTakenBack: whatever the last write of a swap was, production gets its volume back under another id, treated as its class
+// says, and what was to be swapped in is not kept for production's claim any longer.
+func TestKilledSwapIsTakenBack(t *testing.T) {
+	t.Parallel()
+	l := theLab(t)
+	live, cut := l.source(t)
+	twin := volume.Place{Account: prod, Namespace: live.Namespace, Claim: "twin"}
+	in, err := l.driver(prod).Clone(t.Context(), l.name+"/clone", l.name, cut, []volume.Place{twin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.write(t, twin, "rows", "upgraded")
+	production, upgraded := l.volume(t, live), l.volume(t, twin)
+	l.deaths(t, func(ctx context.Context, d *Driver, id string) error {
+		_, err := d.Swap(ctx, id, sourceOf(live), in, time.Time{})
+		return err
+	}, func(t *testing.T, id string) {
+		all, err := l.driver(prod).List(t.Context(), l.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, swapped := range all {
+			if swapped.ID() != id {
+				continue
+			}
+			if _, err := l.driver(prod).Swap(t.Context(), id+"/back", sourceOf(live), swapped, time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v, err := l.cluster(prod).get(t.Context(), volumes(), "", production)
+		if err != nil || v.text("spec", "persistentVolumeReclaimPolicy") != deletes || l.volume(t, live) != production {
+			t.Fatalf("after %s the claim has %s, and production's volume is %v, %v", id, l.volume(t, live), v, err)
+		}
+		if _, err := l.cluster(prod).await(t.Context(), volumes(), "", upgraded, func(o *object) (bool, error) {
+			return o != nil && o.text("status", "phase") != "Available", nil
+		}); err != nil {
+			t.Fatalf("what was to be swapped in is kept for production's claim after %s: %v", id, err)
+		}
+	})
+	if got, _ := l.read(t, live, "rows"); got != "rows of production" {
+		t.Errorf("the claim holds %q", got)
+	}
+	if err := l.driver(prod).Delete(t.Context(), in); err != nil || l.volumeExists(t, live, upgraded) {
+		t.Errorf("what was to be swapped in stays: %v", err)
+	}
+}
+
 // TestCloneIsKilled: whatever the last write of a clone was, the same call finishes it, and it can be deleted, also as it is;
 // and a deletion that was killed can be repeated.
 func TestCloneIsKilled(t *testing.T) {

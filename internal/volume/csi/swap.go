@@ -51,20 +51,16 @@ func (d *Driver) swap(ctx context.Context, r record, w volume.CopyInfo) (record,
 	out, err := d.part(ctx, r.Copy, r.Part)
 	switch {
 	case fault.Is(err, fault.NotFound):
-		if out, err = c.restorer().outgoing(ctx, r, name); err != nil {
-			return r, err
-		}
-		r = out.record
-	case err != nil:
+		out, err = c.restorer().outgoing(ctx, r, name, in.record)
+	case err == nil && !c.isBound(ctx, live, name): // begun by an earlier call
+		err = c.unused(ctx, live.Namespace, live.Claim)
+	}
+	if err != nil {
 		return r, err
-	default:
-		r = out.record // begun by an earlier call
-		if c.isBound(ctx, live, name) {
-			return r, d.enter(ctx, c.restorer(), live, name, r)
-		}
-		if err := c.unused(ctx, live.Namespace, live.Claim); err != nil {
-			return r, err
-		}
+	}
+	r = out.record
+	if out.Unstructured == nil || c.isBound(ctx, live, name) {
+		return r, d.enter(ctx, c.restorer(), live, name, r)
 	}
 	if in.k == claims() {
 		if err := c.unused(ctx, in.GetNamespace(), in.GetName()); err != nil {
@@ -107,9 +103,22 @@ func incoming(in part, live volume.Source) (string, error) {
 	return "", fault.Newf(fault.Invalid, "copy %s is a snapshot: a clone of it can be swapped in", in.Copy.ID)
 }
 
-// outgoing secures the volume that a live claim is bound to, under the record of a swap.
-func (c cluster) outgoing(ctx context.Context, r record, incoming string) (part, error) {
+// tookFrom reports whether a volume is what a swap has taken from the live claim, or had begun to.
+func (r record) tookFrom(live volume.Source) bool {
+	return len(r.Copy.Places) == 0 && r.Part < len(r.Copy.Sources) && r.Copy.Sources[r.Part] == live
+}
+
+// outgoing secures the volume that a live claim is bound to, under the record of a swap. It returns no volume where the claim is to
+// get back what a swap that was cut short had begun to take from it, and has nothing else.
+func (c cluster) outgoing(ctx context.Context, r record, incoming string, in record) (part, error) {
 	live := r.Copy.Sources[r.Part]
+	if in.tookFrom(live) {
+		r.Policy = in.Policy // what is there now may still be held, by a swap that was cut short
+		p, done, err := c.unfinished(ctx, r, incoming, in.Shape)
+		if err != nil || done {
+			return p, err
+		}
+	}
 	b, err := c.bound(ctx, live.Namespace, live.Claim)
 	if err != nil {
 		return part{}, err
@@ -123,6 +132,41 @@ func (c cluster) outgoing(ctx context.Context, r record, incoming string) (part,
 	r.Shape = shapeOf(b.claim)
 	r.Shape.Driver, r.Shape.Bytes = b.Driver, b.Bytes
 	return c.hold(ctx, b.volume.GetName(), r)
+}
+
+// unfinished is outgoing where the claim is as a swap has left it that was cut short: bound to the old volume still, gone, or made
+// anew and not bound. Its shape is then the one that this swap has written down.
+func (c cluster) unfinished(ctx context.Context, r record, incoming string, s shape) (p part, done bool, err error) {
+	live := r.Copy.Sources[r.Part]
+	r.Shape = s
+	nothing := part{c: c, k: volumes(), record: r}
+	claim, err := c.get(ctx, claims(), live.Namespace, live.Claim)
+	if err == nil && claim.GetDeletionTimestamp() != nil {
+		if err := c.gone(ctx, claims(), claim); err != nil {
+			return p, false, err
+		}
+		return nothing, true, nil
+	}
+	if fault.Is(err, fault.NotFound) {
+		return nothing, true, nil
+	}
+	if err != nil {
+		return p, false, err
+	}
+	switch has := claim.text("spec", "volumeName"); {
+	case has == incoming, has == "":
+		return nothing, true, nil
+	case claim.text("status", "phase") == string(corev1.ClaimBound):
+		return p, false, nil
+	default:
+		if err := c.unused(ctx, live.Namespace, live.Claim); err != nil {
+			return p, false, err
+		}
+		if p, err = c.hold(ctx, has, r); fault.Is(err, fault.NotFound) {
+			return nothing, true, c.delete(ctx, claims(), claim) // it waits for a volume that is no more
+		}
+		return p, true, err
+	}
 }
 
 // shapeOf is what a claim has that another one of its name must have.
@@ -148,7 +192,9 @@ func (c cluster) hold(ctx context.Context, name string, r record) (part, error) 
 				return nil, nil
 			}
 		} else {
-			r.Policy = v.text("spec", "persistentVolumeReclaimPolicy")
+			if r.Policy == "" {
+				r.Policy = v.text("spec", "persistentVolumeReclaimPolicy")
+			}
 			r.Kept = len(r.Copy.Places) == 0 && !slices.ContainsFunc(all, func(o record) bool { return !o.Kept })
 			all = append(all, r)
 		}
@@ -222,8 +268,11 @@ func (d *Driver) enter(ctx context.Context, c cluster, live volume.Source, name 
 	return err
 }
 
-// reserve keeps a volume for the live claim, and makes the claim.
+// reserve keeps a volume for the live claim, and no other one any longer, and makes the claim.
 func (c cluster) reserve(ctx context.Context, live volume.Source, name string, old record) (object, error) {
+	if err := c.unreserve(ctx, live, name); err != nil {
+		return object{}, err
+	}
 	v, err := c.change(ctx, volumes(), "", name, func(v object) (map[string]any, error) {
 		return map[string]any{"spec": map[string]any{"claimRef": map[string]any{"apiVersion": "v1", "kind": claims().kind,
 			"namespace": live.Namespace, "name": live.Claim, "uid": nil, "resourceVersion": nil}}}, nil
@@ -246,4 +295,28 @@ func (c cluster) reserve(ctx context.Context, live volume.Source, name string, o
 	return c.create(ctx, claims(), map[string]any{"metadata": m, "spec": map[string]any{
 		"storageClassName": v.text("spec", "storageClassName"), "accessModes": list(old.Shape.Modes), "volumeMode": old.Shape.mode(), "volumeName": name,
 		"resources": map[string]any{"requests": map[string]any{"storage": size}}}})
+}
+
+// unreserve lets go of volumes that a swap which was cut short has kept for the live claim. A claim of a uid that there is not has
+// them then: they are Released, and go when their copies do.
+func (c cluster) unreserve(ctx context.Context, live volume.Source, but string) error {
+	all, err := c.list(ctx, volumes(), "", volumeLabel)
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		if o.GetName() == but {
+			continue
+		}
+		_, err := c.change(ctx, volumes(), "", o.GetName(), func(v object) (map[string]any, error) {
+			if v.text("spec", "claimRef", "namespace") != live.Namespace || v.text("spec", "claimRef", "name") != live.Claim || v.text("spec", "claimRef", "uid") != "" {
+				return nil, nil
+			}
+			return map[string]any{"spec": map[string]any{"claimRef": map[string]any{"uid": string(v.GetUID())}}}, nil
+		})
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	return nil
 }

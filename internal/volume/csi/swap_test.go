@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -119,17 +120,30 @@ func (b *bench) write(a clienttesting.Action) (bool, runtime.Object, error) {
 	if c, ok := o.(*unstructured.Unstructured); ok && a.GetVerb() == "create" && c.GetKind() == claims().kind && !b.unbound {
 		return done, o, b.bind(object{c})
 	}
-	if policy := b.policies[nameIn(a)]; policy != "" && a.GetResource() == volumes().GroupVersionResource {
-		err = b.set(volumes(), "", nameIn(a), map[string]any{"spec": map[string]any{"persistentVolumeReclaimPolicy": policy}})
+	if a, ok := a.(clienttesting.PatchActionImpl); ok && a.GetResource() == volumes().GroupVersionResource {
+		err = b.patched(object{o.(*unstructured.Unstructured)})
 	}
 	return done, o, err
 }
 
-func nameIn(a clienttesting.Action) string {
-	if p, ok := a.(clienttesting.PatchActionImpl); ok {
-		return p.Name
+// patched does with a volume that was changed what others do: its other manager, and the cluster, to which a volume with the uid of a
+// claim that there is not is Released, and one that is reserved for a claim is not.
+func (b *bench) patched(v object) error {
+	if policy := b.policies[v.GetName()]; policy != "" {
+		return b.set(volumes(), "", v.GetName(), map[string]any{"spec": map[string]any{"persistentVolumeReclaimPolicy": policy}})
 	}
-	return ""
+	phase := "Available"
+	if uid := v.text("spec", "claimRef", "uid"); uid != "" {
+		phase = "Released"
+		o, err := b.Tracker().Get(claims().GroupVersionResource, v.text("spec", "claimRef", "namespace"), v.text("spec", "claimRef", "name"))
+		if err == nil && string(o.(*unstructured.Unstructured).GetUID()) == uid {
+			phase = "Bound"
+		}
+	}
+	if phase == "Released" && v.text("spec", "persistentVolumeReclaimPolicy") == deletes {
+		return b.Tracker().Delete(volumes().GroupVersionResource, "", v.GetName())
+	}
+	return b.set(volumes(), "", v.GetName(), map[string]any{"status": map[string]any{"phase": phase}})
 }
 
 // set changes an object as somebody else than Sluice does.
@@ -204,5 +218,109 @@ func TestVolumeThatIsNotRetainedKeepsItsClaim(t *testing.T) {
 	}
 	if _, err := b.cluster().get(t.Context(), volumes(), "", "first"); err != nil {
 		t.Errorf("production's first volume: %v", err)
+	}
+}
+
+// TestHalfASwapIsTakenBack: whatever the last write of a swap was, production gets its volume back under another id, treated as it was,
+// and what was to be swapped in can go.
+func TestHalfASwapIsTakenBack(t *testing.T) {
+	for _, unbound := range []bool{false, true} {
+		for n, done := 1, false; !done; n++ {
+			t.Run(fmt.Sprintf("unbound %t, dead at write %d", unbound, n), func(t *testing.T) {
+				b := newBench(t)
+				b.dies, b.unbound = n, unbound
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				_, err := b.driver().Swap(ctx, "d1/swap", b.source(), b.clone, time.Time{})
+				cancel()
+				done = b.writes < n
+				if !done && err == nil {
+					t.Fatal("the dead have swapped")
+				}
+				b.dies, b.unbound = 0, false
+				swapped, there := b.find(t, "d1/swap")
+				if !there && n > 1 {
+					t.Fatal("the swap is not listed")
+				}
+				for range 2 { // the second time it is done
+					if !there {
+						break
+					}
+					if _, err := b.driver().Swap(t.Context(), "d1/back", b.source(), swapped, time.Time{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				b.isAsBefore(t)
+			})
+		}
+	}
+}
+
+// TestTakingBackIsKilled: taking half a swap back is finished by the same call, whatever its last write was.
+func TestTakingBackIsKilled(t *testing.T) {
+	for half := 2; half <= 7; half++ {
+		for n, done := 1, false; !done; n++ {
+			t.Run(fmt.Sprintf("swap dead at write %d, back at %d", half, n), func(t *testing.T) {
+				b := newBench(t)
+				b.dies = half
+				if _, err := b.driver().Swap(t.Context(), "d1/swap", b.source(), b.clone, time.Time{}); err == nil {
+					t.Fatal("the dead have swapped")
+				}
+				swapped, _ := b.find(t, "d1/swap")
+				b.writes, b.dies = 0, n
+				_, err := b.driver().Swap(t.Context(), "d1/back", b.source(), swapped, time.Time{})
+				if done = b.writes < n; done && err != nil {
+					t.Fatal(err)
+				}
+				b.dies = 0
+				if _, err := b.driver().Swap(t.Context(), "d1/back", b.source(), swapped, time.Time{}); err != nil {
+					t.Fatal(err)
+				}
+				b.isAsBefore(t)
+			})
+		}
+	}
+}
+
+func (b *bench) find(t *testing.T, id string) (volume.Copy, bool) {
+	t.Helper()
+	all, err := b.driver().List(t.Context(), "d1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all {
+		if c.ID() == id {
+			return c, true
+		}
+	}
+	return volume.Copy{}, false
+}
+
+// isAsBefore checks that production has its volume as it had it, and that the clone can be deleted.
+func (b *bench) isAsBefore(t *testing.T) {
+	t.Helper()
+	if got := b.holds(t); got != "first" {
+		t.Fatalf("production's claim holds %q", got)
+	}
+	claim, err := b.cluster().get(t.Context(), claims(), b.live.Namespace, b.live.Claim)
+	if err != nil || claim.GetLabels()["app"] != "db" {
+		t.Errorf("production's claim is %v, %v", claim, err)
+	}
+	v, err := b.cluster().get(t.Context(), volumes(), "", "first")
+	if err != nil || v.text("spec", "persistentVolumeReclaimPolicy") != deletes {
+		t.Errorf("production's volume is no longer treated as it was: %v, %v", v, err)
+	}
+	if c, ok := b.find(t, "d1/swap"); ok {
+		if err := b.driver().Delete(t.Context(), c); !fault.Is(err, fault.Denied) {
+			t.Errorf("production's volume could be deleted: %v", err)
+		}
+	}
+	if err := b.driver().Delete(t.Context(), b.clone); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.cluster().get(t.Context(), volumes(), "", "second"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the clone's volume is left: %v", err)
+	}
+	if got := b.holds(t); got != "first" {
+		t.Errorf("afterwards production's claim holds %q", got)
 	}
 }

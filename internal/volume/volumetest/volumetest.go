@@ -218,6 +218,13 @@ func swap(t *testing.T, e Env) {
 		t.Fatal(err)
 	}
 	e.expect(t, e.Live, "a.txt", "one")
+	if _, err := e.Driver.Swap(t.Context(), "back again", live, old, time.Time{}); err != nil {
+		t.Fatalf("back to what the claim holds already: %v", err)
+	}
+	e.expect(t, e.Live, "a.txt", "one")
+	if err := e.Driver.Delete(t.Context(), old); !fault.Is(err, fault.Denied) {
+		t.Errorf("production's volume could be deleted as what a swap took out of service: %v", err)
+	}
 	// What was taken out of service is kept by its other name as well.
 	for _, x := range []volume.Copy{failed, k} {
 		if err := e.Driver.Delete(t.Context(), x); !fault.Is(err, fault.Denied) {
