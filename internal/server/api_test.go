@@ -302,6 +302,7 @@ func open(t *testing.T, dir string) {
 
 func TestMetrics(t *testing.T) {
 	c, _ := inProcess(t, server.Options{})
+	values := map[string]string{}
 	scrape := func() []string {
 		req, err := http.NewRequestWithContext(limited(t), http.MethodGet, info(t, c).URL+"/metrics", http.NoBody)
 		if err != nil {
@@ -311,8 +312,8 @@ func TestMetrics(t *testing.T) {
 		var series []string
 		for line := range strings.Lines(text) {
 			if !strings.HasPrefix(line, "#") {
-				s, _, _ := strings.Cut(line, " ")
-				series = append(series, s)
+				s, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+				series, values[s] = append(series, s), value
 			}
 		}
 		return series
@@ -339,8 +340,10 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("deliveries make new series: %s", s)
 		}
 	}
-	if !slices.Contains(after, `sluice_deliveries_ended_total{state="succeeded"}`) {
-		t.Errorf("no count of deliveries in %v", after)
+	for _, s := range []string{"sluice_deliveries_started_total", `sluice_deliveries_ended_total{state="succeeded"}`} {
+		if values[s] != "6" {
+			t.Errorf("%s is %q after 6 deliveries", s, values[s])
+		}
 	}
 }
 

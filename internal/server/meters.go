@@ -34,7 +34,7 @@ func newMeters() *meters {
 	}
 	m := &meters{
 		registry:  prometheus.NewRegistry(),
-		started:   prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_deliveries_started_total", Help: "Deliveries that were taken in."}),
+		started:   prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_deliveries_started_total", Help: "Deliveries that have begun."}),
 		ended:     counter("sluice_deliveries_ended_total", "Deliveries that have ended, by how.", "state"),
 		signals:   counter("sluice_signals_total", "Signals that were taken in, by kind.", "kind"),
 		callbacks: counter("sluice_callbacks_total", "Callbacks of webhooks: first, repeated, refused.", "result"),
@@ -108,16 +108,7 @@ type countedStore struct {
 
 func (m *meters) counted(s Keeper) Keeper { return countedStore{Keeper: s, m: m} }
 
-// Create counts a delivery that is taken in.
-func (c countedStore) Create(ctx context.Context, spec delivery.Spec) (store.Revision, error) {
-	r, err := c.Keeper.Create(ctx, spec)
-	if err == nil {
-		c.m.started.Inc()
-	}
-	return r, err
-}
-
-// Swap counts records, and deliveries that end: a delivery is done in one commit, its last.
+// Swap counts records, and deliveries that begin and end: each does so in one commit, its first and its last.
 func (c countedStore) Swap(ctx context.Context, id string, at store.Revision, s delivery.Status, records []store.Record) (store.Revision, error) {
 	begun := time.Now()
 	r, err := c.Keeper.Swap(ctx, id, at, s, records)
@@ -127,6 +118,9 @@ func (c countedStore) Swap(ctx context.Context, id string, at store.Revision, s 
 	c.m.commits.Observe(time.Since(begun).Seconds())
 	for _, rec := range records {
 		c.m.records.WithLabelValues(rec.Kind).Inc()
+	}
+	if at == store.First {
+		c.m.started.Inc()
 	}
 	if s.Done {
 		c.m.ended.WithLabelValues(strings.ToLower(string(s.State))).Inc()

@@ -15,6 +15,9 @@ import (
 // Revision is a version of a delivery's status.
 type Revision int64
 
+// First is the revision of a delivery that has been taken in and of which nothing else is kept yet.
+const First Revision = 1
+
 // Delivery is a delivery as it is kept.
 type Delivery struct {
 	Spec     delivery.Spec
