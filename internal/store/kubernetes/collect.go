@@ -70,7 +70,7 @@ func (s *Store) Application(id string) string {
 	return ""
 }
 
-// Collect deletes parts of plans that no delivery owns an hour after they were made, until ctx ends.
+// Collect deletes parts of plans that no delivery goes by an hour after they were made, until ctx ends.
 func (s *Store) Collect(ctx context.Context) {
 	kick := make(chan struct{}, 1)
 	wake := func(any) {
@@ -128,12 +128,24 @@ func (s *Store) collect(ctx context.Context, all []any, now time.Time) time.Dura
 			next = min(next, left)
 			continue
 		}
-		if err := s.c.remove(ctx, secrets, o.Name, o.UID); err != nil {
+		if err := s.collectOne(ctx, o); err != nil {
 			s.o.Log.Warn("an upload that nobody owns is not deleted; it is tried again", "secret", o.Name, "error", err)
 			next = min(next, time.Minute)
 		}
 	}
 	return next
+}
+
+// collectOne deletes a part of a plan, unless a delivery goes by it. One that nobody has admitted yet does not own its plan:
+// while there was no controller it may have waited for longer than any upload takes.
+func (s *Store) collectOne(ctx context.Context, o *corev1.Secret) error {
+	if id := o.Labels[deliveryLabel]; id != "" {
+		d, err := get[v1alpha1.Delivery](ctx, s.c, deliveries, id)
+		if err != nil && !fault.Is(err, fault.NotFound) || err == nil && slices.Contains(d.Spec.Plan.Secrets, o.Name) {
+			return err
+		}
+	}
+	return s.c.remove(ctx, secrets, o.Name, o.UID)
 }
 
 // Key returns a random key of 32 bytes that is kept in a Secret of the namespace, made at its first use.
