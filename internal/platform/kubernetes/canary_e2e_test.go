@@ -4,8 +4,12 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +18,9 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step"
 )
 
 const served = `
@@ -111,6 +117,31 @@ func (s *shop) start() []platform.Change {
 	return changes
 }
 
+// back takes a delivery back as the engine does: by its steps, last first, here some weights and the start before them. What
+// the start has changed is as startCanary kept it.
+func (s *shop) back(changes []platform.Change, weights ...string) {
+	s.t.Helper()
+	all := step.Simple(step.Ports{Platform: func(string) (platform.Platform, error) { return s.Platform, nil }})
+	undo := func(kind, key string, args, saved any) {
+		s.t.Helper()
+		call := step.Call{Key: key, Delivery: "d1"}
+		for to, v := range map[*json.RawMessage]any{&call.Args: args, &call.Saved: saved} {
+			body, err := json.Marshal(v)
+			s.must(err)
+			*to = body
+		}
+		if _, err := all[kind].Undo(s.ctx, call); err != nil {
+			s.t.Fatalf("the undo of %s: %v", kind, err)
+		}
+	}
+	for _, w := range slices.Backward(weights) {
+		undo(plan.KindSetWeight, "d1/"+w, plan.WeightArgs{Deployments: []manifest.Ref{web}, Timeout: 2 * time.Minute}, nil)
+	}
+	undo(plan.KindStartCanary, "d1", plan.ApplyArgs{Namespace: ns, Objects: s.next, Timeout: 2 * time.Minute},
+		map[string]any{"begun": true, "ended": true, "changes": changes})
+	s.asBefore()
+}
+
 // twos asks a Service a number of times, each time by a new connection, and returns how often the new version answered.
 func (s *shop) twos(service manifest.Ref, n int) int {
 	s.t.Helper()
@@ -154,6 +185,12 @@ func (s *shop) undo(changes []platform.Change) {
 	s.must(s.Abort(s.ctx, "d1/abort", []manifest.Ref{web}))
 	s.must(s.Revert(s.ctx, "d1/revert", changes))
 	s.ready(time.Minute)
+	s.asBefore()
+}
+
+// asBefore fails unless the shop is as it was, and belongs to whom it did.
+func (s *shop) asBefore() {
+	s.t.Helper()
 	same(s.t, "after the rollback", snapshotOf(s.t, s.Platform), s.before)
 	if owners := managersOf(s.t, s.Platform, web); owners["sluice/Update/"] != "" || owners["sluice/Apply/"] != "" || owners["sluice/Update/scale"] != "" {
 		s.t.Errorf("fields still belong to Sluice: %v", owners)
@@ -245,4 +282,36 @@ func TestBrokenCanary(t *testing.T) {
 	}
 	s.settles(webService, "meanwhile", 0, 0)
 	s.undo(changes)
+}
+
+// TestFailedPromotion: a version that starts as a canary and not as the stable one is taken back by the steps in their order,
+// where the first that is undone meets the pods that have failed.
+func TestFailedPromotion(t *testing.T) {
+	for name, weight := range map[string]int{"half": 50, "redirect": 100} {
+		t.Run(name, func(t *testing.T) {
+			s := newShop(t)
+			s.onlyAsCanary()
+			changes := s.start()
+			s.must(s.SetWeight(s.ctx, "d1/weight", []manifest.Ref{web}, weight))
+			if err := s.Promote(s.ctx, "d1/promote", []manifest.Ref{web}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "CrashLoopBackOff") {
+				t.Fatalf("a promotion that cannot start: %v", err)
+			}
+			s.back(changes, "weight")
+		})
+	}
+}
+
+// onlyAsCanary has the next version start where its pods carry the canary's label, and nowhere else: its program has a name
+// there, by that label.
+func (s *shop) onlyAsCanary() {
+	s.t.Helper()
+	folder := theLab(s.t).folder
+	s.must(os.Link(filepath.Join(folder, programName), filepath.Join(folder, string(platform.Canary))))
+	s.t.Cleanup(func() { s.must(os.Remove(filepath.Join(folder, string(platform.Canary)))) })
+	all, _, _ := unstructured.NestedSlice(s.next[0].Object, "spec", "template", "spec", "containers")
+	c := all[0].(map[string]any)
+	env, _ := c["env"].([]any)
+	c["env"] = append(env, map[string]any{"name": "TRACK", "valueFrom": map[string]any{"fieldRef": map[string]any{"fieldPath": "metadata.labels['" + trackLabel + "']"}}})
+	c["command"] = []any{"/sluice/$(TRACK)"}
+	s.must(unstructured.SetNestedSlice(s.next[0].Object, all, "spec", "template", "spec", "containers"))
 }

@@ -2,7 +2,6 @@ package kubernetes
 
 import (
 	"context"
-	"reflect"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -92,7 +91,7 @@ func (p *Platform) SetWeight(ctx context.Context, key string, refs []manifest.Re
 		}
 		switch {
 		case percent <= 0:
-			return p.none(ctx, s)
+			return p.none(ctx, &s)
 		case percent >= 100 && (only || s.autoscaled):
 			if err := p.grow(ctx, s.canaryRef(), s.canary, canary); err != nil {
 				return err
@@ -133,35 +132,6 @@ func (p *Platform) shrink(ctx context.Context, ref manifest.Ref, live *unstructu
 		return p.scaleTo(ctx, ref, to)
 	}
 	return nil
-}
-
-// none gives the stable version all traffic: at once where its pods can carry it, else as soon as they can.
-func (p *Platform) none(ctx context.Context, s shifted) error {
-	if err := p.weigh(ctx, s, 0); err != nil {
-		return err
-	}
-	led := false
-	if n, _, _ := unstructured.NestedInt64(s.stable.Object, "status", "readyReplicas"); 2*n >= s.replicas && computed(s.ref, s.stable).Ready {
-		if err := p.lead(ctx, s.stable, s.stable); err != nil {
-			return err
-		}
-		led = true
-	}
-	if !s.autoscaled {
-		if err := p.scaleBack(ctx, s.ref, s.replicas); err != nil {
-			return err
-		}
-	}
-	if led {
-		return p.shrink(ctx, s.canaryRef(), s.canary, 1)
-	}
-	if err := p.await(ctx, s.ref, isReady); err != nil {
-		return err
-	}
-	if err := p.lead(ctx, s.stable, s.stable); err != nil {
-		return err
-	}
-	return p.shrink(ctx, s.canaryRef(), s.canary, 1)
 }
 
 // Promote implements platform.Shifter: the stable Deployment gets the new version, and when all of it is ready the canary goes.
@@ -258,38 +228,6 @@ func (p *Platform) endCanary(ctx context.Context, s shifted) error {
 		return failed(err, "delete %s", s.canaryRef())
 	}
 	return p.await(ctx, s.canaryRef(), func(st platform.State) bool { return !st.Exists })
-}
-
-// Abort implements platform.Shifter. A promotion that has begun is taken back first.
-func (p *Platform) Abort(ctx context.Context, key string, refs []manifest.Ref) error {
-	abort := func(ctx context.Context, s shifted) error {
-		if !reflect.DeepEqual(templateSpec(s.stable.Object), templateSpec(s.start.Before)) {
-			if err := p.revertSettings(ctx, s); err != nil {
-				return err
-			}
-			if err := p.revert(ctx, s.rec.Key, *s.start); err != nil {
-				return err
-			}
-			if err := p.await(ctx, s.ref, isReady); err != nil {
-				return err
-			}
-			var err error
-			if s.stable, err = p.read(ctx, s.ref); err != nil {
-				return err
-			}
-		}
-		if err := p.none(ctx, s); err != nil {
-			return err
-		}
-		if err := p.endCanary(ctx, s); err != nil {
-			return err
-		}
-		return p.pin(ctx, s.stable, "")
-	}
-	if err := p.each(ctx, key, refs, abort); err != nil {
-		return err
-	}
-	return p.dropCopies(ctx, key, refs)
 }
 
 func isReady(s platform.State) bool { return s.Ready }

@@ -56,8 +56,19 @@ func (p *Platform) watch(ctx context.Context, refs []manifest.Ref, canaries bool
 	return out, nil
 }
 
-// await waits for a state of one object by itself.
+// await waits for a state of one object by itself, unless it fails before.
 func (p *Platform) await(ctx context.Context, ref manifest.Ref, until func(platform.State) bool) error {
+	return p.states(ctx, ref, func(s platform.State) (bool, error) {
+		done := until(s)
+		if !done && s.Failed {
+			return false, fault.Newf(fault.Invalid, "%s failed: %s: %s", ref, s.Reason, s.Message)
+		}
+		return done, nil
+	})
+}
+
+// states follows one object by itself until it is seen to be as it should be.
+func (p *Platform) states(ctx context.Context, ref manifest.Ref, see func(platform.State) (done bool, err error)) error {
 	within, cancel := context.WithCancel(ctx)
 	defer cancel()
 	states, err := p.watch(within, []manifest.Ref{ref}, false)
@@ -65,11 +76,8 @@ func (p *Platform) await(ctx context.Context, ref manifest.Ref, until func(platf
 		return err
 	}
 	for s := range states {
-		if until(s) {
-			return nil
-		}
-		if s.Failed {
-			return fault.Newf(fault.Invalid, "%s failed: %s: %s", ref, s.Reason, s.Message)
+		if done, err := see(s); done || err != nil {
+			return err
 		}
 	}
 	if ctx.Err() != nil {
