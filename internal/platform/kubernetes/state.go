@@ -3,7 +3,9 @@ package kubernetes
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
@@ -58,6 +60,9 @@ func (w *watcher) one(ctx context.Context, ref manifest.Ref, o *unstructured.Uns
 	s := computed(ref, o)
 	if templateOf(ref.Kind) == nil {
 		return s, 0
+	}
+	if s.Failed && ref.Kind == "Deployment" && w.outdated(o) {
+		s.Failed, s.Reason, s.Message = false, "Progressing", "its controller has not told yet how the present version is"
 	}
 	s.Images = images(o)
 	all := w.podsOf(ref, o)
@@ -139,6 +144,22 @@ func computed(ref manifest.Ref, o *unstructured.Unstructured) platform.State {
 		}
 	}
 	return s
+}
+
+// outdated reports whether what a Deployment says of its progress is about another version than its newest: when it goes back
+// to a ReplicaSet that it had, its controller repeats that of the failed one until there is some progress.
+func (w *watcher) outdated(d *unstructured.Unstructured) bool {
+	list, _, _ := unstructured.NestedSlice(d.Object, "status", "conditions")
+	for _, v := range list {
+		c, _ := v.(map[string]any)
+		said, _ := c["message"].(string)
+		if c["type"] != "Progressing" || !strings.HasPrefix(said, "ReplicaSet ") {
+			continue
+		}
+		rs := newest(d, w.list(source{replicaSets(), d.GetNamespace(), "", ""}))
+		return rs == nil || !strings.HasPrefix(said, fmt.Sprintf("ReplicaSet %q ", rs.GetName()))
+	}
+	return false
 }
 
 func condition(o *unstructured.Unstructured, kind string) bool {
