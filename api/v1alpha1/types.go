@@ -156,8 +156,8 @@ type Refusal struct {
 
 // Journal is the end of a delivery's journal, and says where the rest is.
 type Journal struct {
-	// Secrets is how many Secrets hold what came before, named <delivery>-journal-1 and so on.
-	Secrets int64 `json:"secrets,omitempty"`
+	// Secrets are the Secrets that hold what came before, in order.
+	Secrets []string `json:"secrets,omitempty"`
 	// Records are the last records: JSON lines, compressed by gzip.
 	Records []byte `json:"records,omitempty"`
 	// Seq is the number of the last record.

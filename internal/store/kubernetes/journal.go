@@ -18,7 +18,7 @@ import (
 const tailLimit = 48 << 10
 
 // journal appends records to the journal of a delivery that is the caller's own. What no longer fits into the status is
-// written to Secrets first: they count from the moment that the status says how many there are.
+// written to Secrets first: they count from the moment that the status names them.
 func (c *client) journal(ctx context.Context, d *v1alpha1.Delivery, records []store.Record) error {
 	j := &d.Status.Journal
 	var lines []byte
@@ -54,28 +54,26 @@ func (c *client) journal(ctx context.Context, d *v1alpha1.Delivery, records []st
 	return err
 }
 
-func journalName(id string, n int64) string { return fmt.Sprintf("%s-journal-%d", id, n) }
-
 func (c *client) flush(ctx context.Context, d *v1alpha1.Delivery, lines []byte) error {
 	packed, err := pack(lines)
 	if err != nil {
 		return err
 	}
 	j := &d.Status.Journal
-	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: journalName(d.Name, j.Secrets+1), Labels: map[string]string{deliveryLabel: d.Name},
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: partName(d.Name+"-journal", len(j.Secrets)+1, packed), Labels: map[string]string{deliveryLabel: d.Name},
 		OwnerReferences: []metav1.OwnerReference{ownedBy(d)}}, Data: map[string][]byte{partKey: packed}}
 	if err := c.put(ctx, s); err != nil {
 		return fmt.Errorf("keep the journal of delivery %s: %w", d.Name, err)
 	}
-	j.Secrets++
+	j.Secrets = append(j.Secrets, s.Name)
 	return nil
 }
 
 // records reads a whole journal and verifies its chain.
 func (c *client) records(ctx context.Context, d *v1alpha1.Delivery) ([]store.Record, error) {
 	var lines []byte
-	for n := range d.Status.Journal.Secrets {
-		part, err := c.parts(ctx, []string{journalName(d.Name, n+1)})
+	for _, n := range d.Status.Journal.Secrets {
+		part, err := c.parts(ctx, []string{n})
 		if err != nil {
 			return nil, fmt.Errorf("read the journal of delivery %s: %w", d.Name, err)
 		}

@@ -42,8 +42,8 @@ func unpack(packed []byte) ([]byte, error) {
 	return io.ReadAll(z)
 }
 
-// put writes one immutable Secret. One of the name that holds the same is fine; another one that nothing refers to, which a
-// crash has left, is replaced.
+// put writes one immutable Secret, whose name says what it holds. One of the name is that of an earlier try, and stays: a
+// status whose answer was lost may go by it.
 func (c *client) put(ctx context.Context, s *corev1.Secret) error {
 	fixed := true
 	s.Namespace, s.Type, s.Immutable = c.namespace, secretType, &fixed
@@ -59,13 +59,17 @@ func (c *client) put(ctx context.Context, s *corev1.Secret) error {
 		if err != nil {
 			return err
 		}
-		if bytes.Equal(old.Data[partKey], s.Data[partKey]) {
-			return nil
+		if !bytes.Equal(old.Data[partKey], s.Data[partKey]) {
+			return fault.WithRemedy(fault.Newf(fault.Conflict, "Secret %s/%s does not hold what its name says", c.namespace, s.Name), "somebody else has made it: delete it")
 		}
-		if err := c.remove(ctx, secrets, s.Name, old.UID); err != nil {
-			return err
-		}
+		return nil
 	}
+}
+
+// partName is what a part is called: its name follows from what it holds.
+func partName(prefix string, n int, body []byte) string {
+	sum := sha256.Sum256(body)
+	return fmt.Sprintf("%s-%d-%s", prefix, n, hex.EncodeToString(sum[:8]))
 }
 
 // putParts cuts a packed text into Secrets, owned by a delivery where there is one, and returns their names.
@@ -73,7 +77,7 @@ func (c *client) putParts(ctx context.Context, id, prefix string, packed []byte,
 	var names []string
 	for i := 0; len(packed) > 0; i++ {
 		n := min(len(packed), partSize)
-		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", prefix, i+1), Labels: map[string]string{deliveryLabel: id}},
+		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: partName(prefix, i+1, packed[:n]), Labels: map[string]string{deliveryLabel: id}},
 			Data: map[string][]byte{partKey: packed[:n]}}
 		if owner != nil {
 			s.OwnerReferences = []metav1.OwnerReference{ownedBy(owner)}
@@ -123,7 +127,7 @@ func (c *client) submit(ctx context.Context, spec delivery.Spec) (*v1alpha1.Deli
 	}
 	sum := sha256.Sum256(body)
 	digest := hex.EncodeToString(sum[:])
-	names, err := c.putParts(ctx, spec.ID, spec.ID+"-plan-"+digest[:8], packed, nil)
+	names, err := c.putParts(ctx, spec.ID, spec.ID+"-plan", packed, nil)
 	if err != nil {
 		return nil, fmt.Errorf("upload the plan of delivery %s: %w", spec.ID, err)
 	}

@@ -55,7 +55,7 @@ func (c *client) write(ctx context.Context, d *v1alpha1.Delivery, s delivery.Sta
 	st := &d.Status
 	st.State, st.StateSecrets = packed, nil
 	if len(packed) > stateLimit {
-		// The Secrets are written first, under a name that the revision decides: until the status names them nobody reads them.
+		// The Secrets are written first, under names that the revision and what they hold decide: until the status names them nobody reads them.
 		st.State = nil
 		if st.StateSecrets, err = c.putParts(ctx, d.Name, fmt.Sprintf("%s-state-%d", d.Name, st.Revision), packed, d); err != nil {
 			return err

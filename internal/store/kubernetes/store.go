@@ -48,7 +48,8 @@ type Store struct {
 	events chan *corev1.Event
 
 	mu    sync.Mutex
-	order map[string]*order // the numbers of actions that are not taken in
+	order map[string]*order   // the numbers of actions that are not taken in
+	loose map[string][]string // by delivery, Secrets that were written for a status that may not have been kept
 }
 
 // order numbers the actions of one delivery as they come. Numbers are of this store alone: the status keeps names.
@@ -89,7 +90,7 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{c: c, any: anybody, o: o, events: make(chan *corev1.Event, mostEvents), order: map[string]*order{}}
+	s := &Store{c: c, any: anybody, o: o, events: make(chan *corev1.Event, mostEvents), order: map[string]*order{}, loose: map[string][]string{}}
 	if s.mirror, err = newMirror(anybody, "", o.Log, s.changed); err != nil {
 		return nil, err
 	}
@@ -222,8 +223,30 @@ func (s *Store) swap(ctx context.Context, old *v1alpha1.Delivery, st delivery.St
 	if err := s.c.write(ctx, d, st); err != nil {
 		return nil, nil, err
 	}
-	d, err := update(ctx, s.c, deliveries, d.Name, "status", d)
-	return d, records, err
+	made, err := update(ctx, s.c, deliveries, d.Name, "status", d)
+	if err != nil {
+		s.mu.Lock()
+		s.loose[d.Name] = append(s.loose[d.Name], partsOf(d)...)
+		s.mu.Unlock()
+	}
+	return made, records, err
+}
+
+// partsOf are the Secrets that a status goes by.
+func partsOf(d *v1alpha1.Delivery) []string {
+	return slices.Concat(d.Status.StateSecrets, d.Status.Journal.Secrets)
+}
+
+// leftovers are the Secrets that a commit has left behind: those of the state before, and those of tries before it. No other
+// status can come to go by them, since each is written in place of the one that was read.
+func (s *Store) leftovers(old, d *v1alpha1.Delivery) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := slices.Concat(old.Status.StateSecrets, s.loose[d.Name])
+	delete(s.loose, d.Name)
+	now := partsOf(d)
+	slices.Sort(all)
+	return slices.DeleteFunc(slices.Compact(all), func(n string) bool { return slices.Contains(now, n) })
 }
 
 // swapped does what follows on a commit.
@@ -241,11 +264,9 @@ func (s *Store) swapped(ctx context.Context, old, d *v1alpha1.Delivery, st deliv
 	}
 	s.mu.Unlock()
 	s.tell(old, d)
-	for _, n := range old.Status.StateSecrets {
-		if !slices.Contains(d.Status.StateSecrets, n) {
-			if err := s.c.remove(ctx, secrets, n, ""); err != nil {
-				s.o.Log.Warn("an old state is left behind; it goes with its delivery", "delivery", d.Name, "error", err)
-			}
+	for _, n := range s.leftovers(old, d) {
+		if err := s.c.remove(ctx, secrets, n, ""); err != nil {
+			s.o.Log.Warn("an old state is left behind; it goes with its delivery", "delivery", d.Name, "error", err)
 		}
 	}
 	if st.Done {
