@@ -1,6 +1,7 @@
 package data
 
 import (
+	"maps"
 	"reflect"
 	"slices"
 
@@ -102,7 +103,7 @@ func list(v any) []any {
 	return l
 }
 
-// mounted leaves out volumes that no container mounts any more, and refuses those that are shared with the node.
+// mounted leaves out volumes that no container mounts any more, and refuses those that a copy would share with production.
 func mounted(o manifest.Object, pod map[string]any, containers []any) error {
 	used := map[string]bool{}
 	for _, v := range containers {
@@ -122,14 +123,39 @@ func mounted(o manifest.Object, pod map[string]any, containers []any) error {
 		if name, _ := m["name"].(string); !used[name] {
 			continue
 		}
-		if m["hostPath"] != nil {
-			return fault.Newf(fault.Denied, "%s mounts a folder of its node (volume %v): a copy would share it with production", o.Ref(), m["name"])
+		if err := apart(o, m); err != nil {
+			return err
 		}
 		kept = append(kept, v)
 	}
 	delete(pod, "volumes")
 	if len(kept) > 0 {
 		pod["volumes"] = kept
+	}
+	return nil
+}
+
+// apart refuses a volume that is not known to be a copy's own: storage that a pod names itself is production's, whichever pod names it,
+// and a token of the cluster lets a copy act there.
+func apart(o manifest.Object, v map[string]any) error {
+	for _, source := range slices.Sorted(maps.Keys(v)) {
+		switch source {
+		case "name", "persistentVolumeClaim", "configMap", "secret", "emptyDir", "downwardAPI", "image":
+		case "projected":
+			projected, _ := v[source].(map[string]any)
+			for _, p := range list(projected["sources"]) {
+				m, _ := p.(map[string]any)
+				for _, of := range slices.Sorted(maps.Keys(m)) {
+					if of != "configMap" && of != "secret" && of != "downwardAPI" && of != "clusterTrustBundle" {
+						return fault.WithRemedy(fault.Newf(fault.Denied, "%s mounts a %s (volume %v): a copy gets no credentials of the cluster", o.Ref(), of, v["name"]),
+							"have only containers mount it that `sidecars` of the database does not name")
+					}
+				}
+			}
+		default:
+			return fault.WithRemedy(fault.Newf(fault.Denied, "%s mounts a volume of the kind %s (volume %v): a copy would share it with production", o.Ref(), source, v["name"]),
+				"keep what the database needs on its claims, in ConfigMaps or in Secrets")
+		}
 	}
 	return nil
 }

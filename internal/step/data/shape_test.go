@@ -196,6 +196,59 @@ spec:
 	}
 }
 
+func TestACopySharesNoVolume(t *testing.T) {
+	for source, refused := range map[string]string{
+		`persistentVolumeClaim: {claimName: data}`:                                   "",
+		`configMap: {name: settings}`:                                                "",
+		`secret: {secretName: tls}`:                                                  "",
+		`emptyDir: {medium: Memory}`:                                                 "",
+		`downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}`: "",
+		`image: {reference: extensions}`:                                             "",
+		`projected: {sources: [{configMap: {name: a}}, {secret: {name: b}}, {downwardAPI: {}}, {clusterTrustBundle: {path: ca}}]}`: "",
+		`projected: {sources: [{secret: {name: b}}, {serviceAccountToken: {path: token}}]}`:                                        "serviceAccountToken",
+		`projected: {sources: [{podCertificate: {keyType: RSA3072}}]}`:                                                             "podCertificate",
+		`hostPath: {path: /var/log}`:               "hostPath",
+		`nfs: {server: files, path: /}`:            "nfs",
+		`cephfs: {monitors: [m]}`:                  "cephfs",
+		`glusterfs: {endpoints: e, path: v}`:       "glusterfs",
+		`iscsi: {targetPortal: p, iqn: q, lun: 0}`: "iscsi",
+		`rbd: {monitors: [m], image: i}`:           "rbd",
+		`fc: {wwids: [w]}`:                         "fc",
+		`azureFile: {secretName: s, shareName: n}`: "azureFile",
+		`azureDisk: {diskName: d, diskURI: u}`:     "azureDisk",
+		`awsElasticBlockStore: {volumeID: v}`:      "awsElasticBlockStore",
+		`flexVolume: {driver: d}`:                  "flexVolume",
+		`csi: {driver: smb.csi.k8s.io}`:            "csi",
+		`ephemeral: {volumeClaimTemplate: {}}`:     "ephemeral",
+		`storageThatIsInventedLater: {}`:           "storageThatIsInventedLater",
+	} {
+		objects, err := manifest.Parse("live.yaml", []byte(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: mongo}
+spec:
+  template:
+    spec:
+      containers:
+      - {name: mongo, image: m, volumeMounts: [{name: extra, mountPath: /extra}]}
+      - {name: shipper, image: s, volumeMounts: [{name: log, mountPath: /log}]}
+      volumes:
+      - {name: extra, `+source+`}
+      - {name: log, nfs: {server: files, path: /}}
+`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = asCopies(objects, nil)
+		if refused == "" && err != nil {
+			t.Errorf("%s: %v", source, err)
+		}
+		if refused != "" && (!fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), refused+" (volume extra)")) {
+			t.Errorf("%s: %v", source, err)
+		}
+	}
+}
+
 func TestVolumesArePreparedWhereTheyAreMounted(t *testing.T) {
 	w := workloadOf(t, written)
 	got := w.mounts([]volume.Source{{Claim: "data-mongo-0"}})
