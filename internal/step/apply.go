@@ -11,31 +11,50 @@ import (
 	"github.com/sluice-cd/sluice/internal/platform"
 )
 
-// applied is what steps keep that change objects: what was there before.
-type applied struct {
+// Applied is what steps keep that change objects: what was there before.
+type Applied struct {
 	Begun   bool              `json:"begun,omitempty"` // the platform may have been asked
 	Ended   bool              `json:"ended,omitempty"` // it has answered: Changes is all that it changed
 	Changes []platform.Change `json:"changes,omitempty"`
 }
 
-// change has the platform change objects, with a record before and after. What the platform refuses for good is returned
+// Change has the platform change objects, and keeps itself before and after. What the platform refuses for good is returned
 // apart from what may work later.
+func (s *Applied) Change(ctx context.Context, save func() error, do func() ([]platform.Change, error)) (refusal, err error) {
+	if !s.Begun {
+		s.Begun = true
+		if err := save(); err != nil {
+			return nil, err
+		}
+	}
+	changes, refusal := do()
+	if refusal != nil && (ctx.Err() != nil || fault.Is(refusal, fault.Transient)) {
+		return nil, refusal
+	}
+	s.Ended, s.Changes = true, changes
+	return refusal, save()
+}
+
+// Settle finds out what Change has changed. Where the step was ended before the platform's answer was kept, the same call
+// with the same key tells it: a platform that has done it says what it did, another one does it now, to be taken back. It is
+// kept, because once it has been taken back the same call must not be made again.
+func (s *Applied) Settle(ctx context.Context, save func() error, again func() ([]platform.Change, error)) error {
+	if !s.Begun || s.Ended {
+		return nil
+	}
+	// What the platform refuses has changed nothing but what it says.
+	_, err := s.Change(ctx, save, again)
+	return err
+}
+
+// change is Change of a step that keeps nothing else.
 func change(ctx context.Context, c Call, do func() ([]platform.Change, error)) (changes []platform.Change, refusal, err error) {
-	s, err := read[applied](c.Saved)
+	s, err := read[Applied](c.Saved)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !s.Begun {
-		s.Begun = true
-		if err := c.Save(ctx, s); err != nil {
-			return nil, nil, err
-		}
-	}
-	changes, refusal = do()
-	if refusal != nil && (ctx.Err() != nil || fault.Is(refusal, fault.Transient)) {
-		return nil, nil, refusal
-	}
-	return changes, refusal, c.Save(ctx, applied{Begun: true, Ended: true, Changes: changes})
+	refusal, err = s.Change(ctx, func() error { return c.Save(ctx, s) }, do)
+	return s.Changes, refusal, err
 }
 
 // kept fails where somebody has undone what was applied: what is ready then is not the new version.
@@ -46,18 +65,14 @@ func kept(ctx context.Context, p platform.Platform, changes []platform.Change) e
 	return nil
 }
 
-// changed returns what change has changed. Where the step was ended before the platform's answer was kept, the same call
-// with the same key tells it: a platform that has done it says what it did, another one does it now, to be taken back.
+// changed is Settle of a step that keeps nothing else, and returns the changes.
 func changed(ctx context.Context, c Call, again func() ([]platform.Change, error)) ([]platform.Change, error) {
-	s, err := read[applied](c.Saved)
-	if err != nil || !s.Begun || s.Ended {
-		return s.Changes, err
-	}
-	changes, err := again()
-	if err != nil && (ctx.Err() != nil || fault.Is(err, fault.Transient)) {
+	s, err := read[Applied](c.Saved)
+	if err != nil {
 		return nil, err
 	}
-	return changes, nil // one that refuses has changed nothing but what it says
+	err = s.Settle(ctx, func() error { return c.Save(ctx, s) }, again)
+	return s.Changes, err
 }
 
 // apply applies objects and waits until they are ready.

@@ -15,11 +15,6 @@ import (
 // applyDatabase starts the target's database on the candidate's volumes, before anything that could write to it.
 type applyDatabase struct{ base }
 
-// applied is what applyDatabase keeps.
-type applied struct {
-	Changes []platform.Change `json:"changes"`
-}
-
 // Plan says what is started.
 func (applyDatabase) Plan(n plan.Node) (plan.Description, error) {
 	a, err := args[plan.DataArgs](n.Args)
@@ -55,17 +50,17 @@ func (st applyDatabase) Run(ctx context.Context, c step.Call) (step.Outcome, err
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	changes, err := p.Apply(ctx, c.Key+"/apply", a.Objects, platform.Options{Namespace: a.To.Namespace, Delivery: c.Delivery,
-		Quarantine: &platform.Quarantine{Args: from.Launch.Args, Env: from.Launch.Env}})
+	s, err := saved[step.Applied](c.Saved)
 	if err != nil {
-		if ctx.Err() != nil || fault.Is(err, fault.Transient) {
-			return step.Outcome{}, err
-		}
-		// A manifest that the platform refuses is as wrong tomorrow: nobody needs to be asked.
-		return step.Done(delivery.Fail, err.Error()), nil
-	}
-	if err := c.Save(ctx, applied{Changes: changes}); err != nil {
 		return step.Outcome{}, err
+	}
+	refusal, err := s.Change(ctx, func() error { return c.Save(ctx, s) }, st.apply(ctx, c, p, a, from))
+	switch {
+	case err != nil:
+		return step.Outcome{}, err
+	case refusal != nil:
+		// A manifest that the platform refuses is as wrong tomorrow: nobody needs to be asked.
+		return step.Done(delivery.Fail, refusal.Error()), nil
 	}
 	c.Progress("starting %s on the candidate's volumes", w.images())
 	if err := step.Await(ctx, p, a.Timeout, "ready", []manifest.Ref{w.ref(a.To.Namespace)}, step.Ready); err != nil {
@@ -77,18 +72,33 @@ func (st applyDatabase) Run(ctx context.Context, c step.Call) (step.Outcome, err
 	return step.Done(delivery.Pass, w.images()+" is ready on the candidate's volumes"), nil
 }
 
+// apply is the call that starts the database, always with the same key.
+func (applyDatabase) apply(ctx context.Context, c step.Call, p place, a plan.DataArgs, from copied) func() ([]platform.Change, error) {
+	return func() ([]platform.Change, error) {
+		return p.Apply(ctx, c.Key+"/apply", a.Objects, platform.Options{Namespace: a.To.Namespace, Delivery: c.Delivery,
+			Quarantine: &platform.Quarantine{Args: from.Launch.Args, Env: from.Launch.Env}})
+	}
+}
+
 // Undo puts back what was there before.
 func (st applyDatabase) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	a, err := args[plan.DataArgs](c.Args)
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	s, err := saved[applied](c.Saved)
+	from, err := saved[copied](c.Siblings(a.CopyPath))
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	s, err := saved[step.Applied](c.Saved)
 	if err != nil {
 		return step.Outcome{}, err
 	}
 	p, err := st.at(a.To.Account)
 	if err != nil {
+		return step.Outcome{}, err
+	}
+	if err := s.Settle(ctx, func() error { return c.Save(ctx, s) }, st.apply(ctx, c, p, a, from)); err != nil {
 		return step.Outcome{}, err
 	}
 	return step.Done(delivery.Pass, "what ran before is back"), p.Revert(ctx, c.Key+"/revert", s.Changes)

@@ -167,6 +167,9 @@ func (st fence) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	}
 	ref := a.Database.Workload
 	ref.Namespace = a.Database.Namespace
+	if err := isBack(ctx, c, p, ref, s.Old); err != nil {
+		return step.Outcome{}, err
+	}
 	if err := f.Scale(ctx, c.Key+"/start", ref, s.Replicas); err != nil {
 		return step.Outcome{}, err
 	}
@@ -183,6 +186,32 @@ func (st fence) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 		return step.Outcome{}, err
 	}
 	return step.Done(delivery.Pass, fmt.Sprintf("%s is back: %s", a.Database.Name, o.Path.describe())), nil
+}
+
+// isBack refuses to start a workload that does not run the old version's images: whatever others have made of it meanwhile, the
+// volumes are those of the old version by now.
+func isBack(ctx context.Context, c step.Call, p place, ref manifest.Ref, old []manifest.Object) error {
+	get, err := optional[platform.Getter](p, "read live objects")
+	if err != nil {
+		return err
+	}
+	was, _, _, err := split(old, ref)
+	if err != nil {
+		return err
+	}
+	o, err := get.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	is := workload{object: o}
+	if is.template, _, err = o.PodTemplate(); err != nil {
+		return err
+	}
+	if is.images() == was.images() {
+		return nil
+	}
+	return fault.WithRemedy(fault.Newf(fault.Conflict, "%s asks for %s, and its volumes are those of %s: it is not started, and its Services stay closed", ref, is.images(), was.images()),
+		"give its pod template %s again, leave it at 0 replicas, and undo again with sluice deploy retry %s", was.images(), c.Delivery)
 }
 
 // Path is a way back.

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/platform/local"
 )
@@ -15,6 +16,20 @@ type isolations struct {
 	*local.Platform
 	mu   sync.Mutex
 	open map[string]bool
+
+	applied func(ctx context.Context, key string) error // is called when the platform has applied, and may keep the answer from Sluice
+}
+
+// Apply implements platform.Platform.
+func (i *isolations) Apply(ctx context.Context, key string, objects []manifest.Object, o platform.Options) ([]platform.Change, error) {
+	changes, err := i.Platform.Apply(ctx, key, objects, o)
+	if err != nil || i.applied == nil {
+		return changes, err
+	}
+	if err := i.applied(ctx, key); err != nil {
+		return nil, err
+	}
+	return changes, nil
 }
 
 // Isolate implements platform.Isolator.

@@ -2,6 +2,7 @@ package data_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -85,7 +86,10 @@ func migrate(what string) error {
 		_, err = orders.UpdateOne(ctx, bson.D{{Key: "_id", Value: "late"}}, bson.D{{Key: "$set", Value: bson.D{{Key: "total", Value: "7"}}}})
 		return err
 	}
-	return nil
+	if what == "fails" {
+		err = errors.New("it fails, as told")
+	}
+	return err
 }
 
 // site is one machine with a production: a database in namespace prod, behind a local platform, and an engine.

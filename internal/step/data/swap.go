@@ -19,9 +19,9 @@ type swap struct{ base }
 
 // swapped is what swap keeps.
 type swapped struct {
-	Old     string            `json:"old,omitempty"` // copy id of the volumes that were taken out of service
-	Changes []platform.Change `json:"changes,omitempty"`
-	Back    bool              `json:"back,omitempty"` // the volumes are back in place
+	Old          string `json:"old,omitempty"` // copy id of the volumes that were taken out of service
+	step.Applied        // from when the claims hold the clone
+	Back         bool   `json:"back,omitempty"` // the volumes are back in place
 }
 
 // Plan says what is swapped.
@@ -42,6 +42,10 @@ func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if _, err := left(k.a, k.f, c.Now); err != nil {
 		return step.Done(delivery.Fail, err.Error()), nil
 	}
+	s, err := saved[swapped](c.Saved)
+	if err != nil {
+		return step.Outcome{}, err
+	}
 	u, err := group[upgraded](c, k.a, "upgrade")
 	if err != nil {
 		return step.Outcome{}, err
@@ -57,16 +61,14 @@ func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil {
 		return step.Outcome{}, err
 	}
-	s := swapped{Old: old.ID()}
-	if err := c.Save(ctx, s); err != nil {
-		return step.Outcome{}, err
-	}
+	s.Old = old.ID()
 	c.Progress("starting %s on the upgraded volumes, behind the fence", k.next.images())
-	if s.Changes, err = k.p.Apply(ctx, c.Key+"/apply", k.objects, platform.Options{Namespace: k.a.Database.Namespace, Delivery: c.Delivery}); err != nil {
+	refusal, err := s.Change(ctx, func() error { return c.Save(ctx, s) }, st.apply(ctx, c, k))
+	switch {
+	case err != nil:
 		return step.Outcome{}, err
-	}
-	if err := c.Save(ctx, s); err != nil {
-		return step.Outcome{}, err
+	case refusal != nil:
+		return step.Done(delivery.Fail, refusal.Error()), nil
 	}
 	if err := step.Await(ctx, k.p, k.a.Timeout, "ready", []manifest.Ref{k.next.ref(k.a.Database.Namespace)}, step.Ready); err != nil {
 		if ctx.Err() != nil {
@@ -75,6 +77,13 @@ func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		return step.Done(delivery.Fail, "the new version does not start on the upgraded volumes: "+err.Error()), nil
 	}
 	return step.Done(delivery.Pass, fmt.Sprintf("production's claims hold the upgraded volumes; the old ones are kept as %s", s.Old)), nil
+}
+
+// apply is the call that starts the new version, always with the same key.
+func (swap) apply(ctx context.Context, c step.Call, k fencedCall) func() ([]platform.Change, error) {
+	return func() ([]platform.Change, error) {
+		return k.p.Apply(ctx, c.Key+"/apply", k.objects, platform.Options{Namespace: k.a.Database.Namespace, Delivery: c.Delivery})
+	}
 }
 
 // Undo puts back what the way that open's undo has chosen asks for.
@@ -96,6 +105,10 @@ func (st swap) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	}
 	f, err := optional[platform.Fencer](k.p, "hold connections back")
 	if err != nil {
+		return step.Outcome{}, err
+	}
+	// While the claims still hold the clone: this may start the new version, and must not on the old volumes.
+	if err := s.Settle(ctx, func() error { return c.Save(ctx, s) }, st.apply(ctx, c, k)); err != nil {
 		return step.Outcome{}, err
 	}
 	if err := st.shut(ctx, c.Key+"/undo", k.p, f, k.a, k.f); err != nil {

@@ -1,0 +1,88 @@
+package data_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// rolledBack fails unless production is as it was before: the old version on its own volumes.
+func (s *site) rolledBack(d delivery.Status, orders ...[]string) {
+	s.t.Helper()
+	if got := d.Targets["production"]; d.State != delivery.Failed || got.State != delivery.RolledBack {
+		s.t.Fatalf("%s, production %s: %s", d.State, got.State, d.Reason)
+	}
+	s.holds(orders...)
+	if got := s.running(); got != "mongo:1" {
+		s.t.Errorf("production runs %s", got)
+	}
+}
+
+// TestEndedWhileTheNewVersionIsApplied rolls back when the platform has applied the new version and Sluice has not kept that it
+// did: the way back must know of it all the same.
+func TestEndedWhileTheNewVersionIsApplied(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", ""))
+	before := s.place("before", 100)
+	was := s.bound("data-mongo-0")
+	applied := make(chan struct{})
+	s.isolated.applied = func(ctx context.Context, key string) error {
+		if !strings.HasSuffix(key, "/swap/1/apply") || ctx.Err() != nil {
+			return nil
+		}
+		s.isolated.applied = nil
+		close(applied)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	s.deploy("d1", file(false), "", mongoAt("mongo:2", ""))
+	select {
+	case <-applied:
+	case <-time.After(time.Minute):
+		t.Fatal("the new version is not applied")
+	}
+	if _, err := s.engine.Signal(t.Context(), "d1", delivery.Signal{Kind: delivery.Rollback, Key: "rollback/production", Path: "production"}); err != nil {
+		t.Fatal(err)
+	}
+	s.rolledBack(s.until("d1", "done", done).Status, before)
+	if got := s.bound("data-mongo-0"); got != was {
+		t.Errorf("the claim is bound to %s, want the volume from before, %s", got, was)
+	}
+}
+
+// TestAnotherVersionIsNotStartedOnTheOldVolumes has somebody declare the new version behind the fence: R0 does not start it on
+// the old volumes, and does when the old version is declared again.
+func TestAnotherVersionIsNotStartedOnTheOldVolumes(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", ""))
+	before := s.place("before", 100)
+	late := s.place("late", 1)
+	declare := func(ctx context.Context, image string) error {
+		_, err := s.platform.Apply(ctx, "somebody/"+image, objects(t, strings.Replace(mongoAt(image, ""), "replicas: 1", "replicas: 0", 1)), platform.Options{Namespace: "prod"})
+		return err
+	}
+	s.isolated.applied = func(ctx context.Context, key string) error {
+		if !strings.Contains(key, "/upgrade/1/up/") {
+			return nil
+		}
+		s.isolated.applied = nil
+		return declare(ctx, "mongo:2")
+	}
+	s.deploy("d1", file(false), "", mongoAt("mongo:2", "fails"))
+	const fence = "production/deploy/orders/fence"
+	d := s.until("d1", "refusing", deliveryWhere(fence, func(n delivery.NodeStatus) bool { return n.Phase == delivery.StepUndoFailed }))
+	if m := d.Status.Nodes[fence].Message; !strings.Contains(m, "asks for mongo:2, and its volumes are those of mongo:1") || !strings.Contains(m, "sluice deploy retry d1") {
+		t.Errorf("it says: %s", m)
+	}
+	if err := declare(t.Context(), "mongo:1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.engine.Signal(t.Context(), "d1", delivery.Signal{Kind: delivery.Retry, Key: "retry/1"}); err != nil {
+		t.Fatal(err)
+	}
+	s.rolledBack(s.until("d1", "done", done).Status, before, late)
+}
