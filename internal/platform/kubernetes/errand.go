@@ -204,7 +204,7 @@ func (w *work) own(ctx context.Context) (metav1.OwnerReference, error) {
 		case live.GetDeletionTimestamp() == nil:
 			return metav1.OwnerReference{APIVersion: "batch/v1", Kind: "Job", Name: w.name, UID: live.GetUID()}, nil
 		}
-		if err := w.gone(ctx); err != nil {
+		if err := w.gone(ctx, goneWithin); err != nil {
 			return metav1.OwnerReference{}, err
 		}
 	}
@@ -402,7 +402,7 @@ func (w *work) clear(ctx context.Context) error {
 	if err := w.delete(ctx); err != nil {
 		return err
 	}
-	return w.gone(ctx)
+	return w.gone(ctx, goneWithin)
 }
 
 // delete deletes what prepare made, the pods too: who is about to take a claim away sees that they are going.
@@ -445,9 +445,14 @@ func (w *work) delete(ctx context.Context) error {
 	return g.Wait()
 }
 
-// gone waits until the Job is no more, nor a pod of it.
-func (w *work) gone(ctx context.Context) error {
+// goneWithin is how long a cluster may take to remove a Job with its pods.
+const goneWithin = 2 * time.Minute
+
+// gone waits until the Job is no more, nor a pod of it. A node that is away would have it wait for ever.
+func (w *work) gone(ctx context.Context, within time.Duration) error {
 	job := manifest.Ref{Kind: "Job", Namespace: w.e.Namespace, Name: w.name}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	err := w.p.await(ctx, job, func(s platform.State) bool { return !s.Exists })
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fault.WithRemedy(fault.Newf(fault.Transient, "%s of account %s was deleted, and it or a pod of it was not gone in time: %w", job, w.p.c.Account, err),

@@ -3,14 +3,20 @@ package kubernetes
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
+	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
 
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
 
@@ -68,5 +74,44 @@ func TestAnEndOfAStreamReachesNothingElse(t *testing.T) {
 		if c[0] != c[1] {
 			t.Errorf("%s: %q, want %q", what, c[0], c[1])
 		}
+	}
+}
+
+// TestAJobThatIsHeldIsNotWaitedForEver: its pod is on a node that is away.
+func TestAJobThatIsHeldIsNotWaitedForEver(t *testing.T) {
+	const job = `{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"namespace": "ns", "name": "errand", "uid": "u", "resourceVersion": "1",
+		"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["foregroundDeletion"]}}`
+	fakeServer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case r.URL.Query().Has("sendInitialEvents"):
+			w.WriteHeader(http.StatusUnprocessableEntity)
+			_, _ = io.WriteString(w, `{"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Invalid", "code": 422}`)
+		case r.URL.Query().Has("watch"):
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		case r.URL.Path == "/apis/batch/v1/namespaces/ns/jobs/errand":
+			_, _ = io.WriteString(w, job)
+		case r.URL.Path == "/apis/batch/v1/namespaces/ns/jobs":
+			_, _ = io.WriteString(w, `{"apiVersion": "batch/v1", "kind": "JobList", "metadata": {"resourceVersion": "1"}, "items": [`+job+`]}`)
+		case r.URL.Path == "/api/v1/namespaces/ns/pods":
+			_, _ = io.WriteString(w, `{"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": []}`)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	defer fakeServer.Close()
+	client, err := dynamic.NewForConfig(&rest.Config{Host: fakeServer.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := []*restmapper.APIGroupResources{{
+		Group: metav1.APIGroup{Name: "batch", Versions: []metav1.GroupVersionForDiscovery{{GroupVersion: "batch/v1", Version: "v1"}},
+			PreferredVersion: metav1.GroupVersionForDiscovery{GroupVersion: "batch/v1", Version: "v1"}},
+		VersionedResources: map[string][]metav1.APIResource{"v1": {{Name: "jobs", Kind: "Job", Namespaced: true}}}}}
+	p := &Platform{c: Config{Account: "prod"}, dynamic: client, kinds: &kinds{groups: batch, mapper: restmapper.NewDiscoveryRESTMapper(batch)}, log: slog.Default()}
+	err = (&work{p: p, e: platform.Errand{Namespace: "ns"}, name: "errand"}).gone(t.Context(), time.Second)
+	if !fault.Is(err, fault.Transient) || !strings.Contains(err.Error(), "Job") || !strings.Contains(err.Error(), "node that is away") {
+		t.Errorf("%v", err)
 	}
 }
