@@ -3,6 +3,8 @@ package data
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -95,6 +97,9 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		if err := keepsClaims(l.object); err != nil {
 			return step.Outcome{}, err
 		}
+		if err := sameClaims(l.workload, next); err != nil {
+			return refusal(ctx, err)
+		}
 		if err := st.countable(ctx, c, p, a, l, next); err != nil {
 			return refusal(ctx, err)
 		}
@@ -124,6 +129,16 @@ func keepsClaims(o manifest.Object) error {
 	}
 	return fault.WithRemedy(fault.Newf(fault.Invalid, "%s cannot be stopped: its persistentVolumeClaimRetentionPolicy deletes the claims, and the data with them", o.Ref()),
 		"set whenScaled: Retain in its persistentVolumeClaimRetentionPolicy")
+}
+
+// sameClaims refuses a new version that mounts other claims than the running one, which are those that the upgraded volumes are
+// bound to, in their order. It would start on empty or exchanged volumes.
+func sameClaims(running, next workload) error {
+	if slices.Equal(running.claims, next.claims) {
+		return nil
+	}
+	return fault.WithRemedy(fault.Newf(fault.Invalid, "%s mounts the claims %s as it runs, and %s in its manifest: the new version would not start on the upgraded volumes",
+		running.object.Ref(), strings.Join(running.claims, ", "), strings.Join(next.claims, ", ")), "keep the claims, their names and their order, as they are")
 }
 
 // shut closes the Services and stops the workload.

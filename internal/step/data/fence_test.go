@@ -86,3 +86,25 @@ func TestAnotherVersionIsNotStartedOnTheOldVolumes(t *testing.T) {
 	}
 	s.rolledBack(s.until("d1", "done", done).Status, before, late)
 }
+
+// TestRefusedBeforeTheFenceCloses holds that a new version which could not start on the upgraded volumes, or from which there
+// would be no way back, is refused while production still runs.
+func TestRefusedBeforeTheFenceCloses(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", ""))
+	before := s.place("before", 10)
+	next := mongoAt("mongo:2", "")
+	for id, c := range map[string]struct{ old, new, says string }{
+		"renamed": {"{name: data", "{name: files", "mounts the claims data-mongo-0 as it runs, and files-mongo-0 in its manifest"},
+	} {
+		s.deploy(id, file(false), "", strings.ReplaceAll(next, c.old, c.new))
+		d := s.until(id, "done", done)
+		if n := d.Status.Nodes["production/deploy/orders/fence"]; n.Ran == nil || !strings.Contains(n.Ran.Message, c.says) {
+			t.Errorf("%s: the fence says %s, after %+v", id, n.Message, n.Ran)
+		}
+		if m := d.Status.Nodes["production/deploy/orders/fence"].Message; m != "the database was not touched" {
+			t.Errorf("%s: the undo says %s", id, m)
+		}
+		s.rolledBack(d.Status, before)
+	}
+}
