@@ -107,7 +107,11 @@ func (c *client) parts(ctx context.Context, names []string) ([]byte, error) {
 		}
 		all = append(all, s.Data[partKey]...)
 	}
-	return unpack(all)
+	body, err := unpack(all)
+	if err != nil {
+		return nil, fault.Newf(fault.Lost, "the Secrets %v of namespace %s do not hold what a delivery has kept in them: %w", names, c.namespace, err)
+	}
+	return body, nil
 }
 
 // submit uploads a plan and then makes the Delivery that owns it. Nothing carries it out before it is admitted.

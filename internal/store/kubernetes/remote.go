@@ -85,42 +85,53 @@ func (r *Remote) Start(ctx context.Context, spec delivery.Spec) error {
 	return err
 }
 
-// Get returns a delivery. Whoever may not read its Secrets gets the steps of its plan without their arguments.
+// Get returns a delivery. Whoever may not read its Secrets gets the steps of its plan without their arguments, and of a state
+// that is in Secrets what the status itself says.
 func (r *Remote) Get(ctx context.Context, id string) (store.Delivery, error) {
-	d, err := get[v1alpha1.Delivery](ctx, r.c, deliveries, id)
-	if fault.Is(err, fault.NotFound) {
-		return store.Delivery{}, fault.Newf(fault.NotFound, "there is no delivery %q in namespace %s", id, r.c.namespace)
-	}
-	if err != nil {
-		return store.Delivery{}, err
-	}
-	spec, err := r.c.plan(ctx, d)
-	if apierrors.IsForbidden(err) {
-		spec, err = outline(d), nil
-	}
-	if err != nil {
-		return store.Delivery{}, err
-	}
-	return r.told(ctx, d, spec)
+	_, out, _, err := r.read(ctx, id)
+	return out, err
 }
 
-// told is a delivery as it stands, with what it has not taken in.
-func (r *Remote) told(ctx context.Context, d *v1alpha1.Delivery, spec delivery.Spec) (store.Delivery, error) {
-	out := store.Delivery{Spec: spec, Revision: store.Revision(d.Status.Revision)}
-	var err error
-	if out.Status, err = r.c.state(ctx, d); err != nil || out.Status.Done {
-		return out, err
+// read returns a delivery, and whether its state is the whole one.
+func (r *Remote) read(ctx context.Context, id string) (d *v1alpha1.Delivery, out store.Delivery, whole bool, err error) {
+	d, err = get[v1alpha1.Delivery](ctx, r.c, deliveries, id)
+	if fault.Is(err, fault.NotFound) {
+		return nil, out, false, fault.Newf(fault.NotFound, "there is no delivery %q in namespace %s", id, r.c.namespace)
+	}
+	if err != nil {
+		return nil, out, false, err
+	}
+	if out.Spec, err = r.c.plan(ctx, d); apierrors.IsForbidden(err) {
+		out.Spec, err = outline(d), nil
+	}
+	if err != nil {
+		return d, out, false, err
+	}
+	d, out.Status, whole, err = r.state(ctx, d)
+	out.Revision = store.Revision(d.Status.Revision)
+	if err != nil || out.Status.Done {
+		return d, out, whole, err
 	}
 	all, err := r.actionsOf(ctx, d.Name)
 	if err != nil {
-		return out, err
+		return d, out, whole, err
 	}
 	for _, a := range all {
 		if !slices.Contains(d.Status.Taken, a.Name) {
 			out.Signals = append(out.Signals, store.Signal{Seq: out.Status.Seen + int64(len(out.Signals)) + 1, Signal: signalOf(a)})
 		}
 	}
-	return out, nil
+	return d, out, whole, nil
+}
+
+// state returns the state of a delivery, whole or what its status itself says where its Secrets may not be read, and the
+// delivery that it is of.
+func (r *Remote) state(ctx context.Context, known *v1alpha1.Delivery) (d *v1alpha1.Delivery, st delivery.Status, whole bool, err error) {
+	d, st, err = r.c.current(ctx, known)
+	if apierrors.IsForbidden(err) {
+		return d, summary(d), false, nil
+	}
+	return d, st, err == nil, err
 }
 
 // outline is what everybody may know of a plan.
@@ -137,7 +148,8 @@ func outline(d *v1alpha1.Delivery) delivery.Spec {
 	return s
 }
 
-// List returns all deliveries, newest first, with the outlines of their plans.
+// List returns all deliveries, newest first, with the outlines of their plans. One whose state is lost is shown by what its
+// status itself says.
 func (r *Remote) List(ctx context.Context) ([]store.Delivery, error) {
 	all, err := list[v1alpha1.DeliveryList](ctx, r.c, deliveries, metav1.ListOptions{})
 	if err != nil {
@@ -145,8 +157,13 @@ func (r *Remote) List(ctx context.Context) ([]store.Delivery, error) {
 	}
 	var out []store.Delivery
 	for i := range all.Items {
-		d := &all.Items[i]
-		st, err := r.c.state(ctx, d)
+		d, st, _, err := r.state(ctx, &all.Items[i])
+		if fault.Is(err, fault.NotFound) {
+			continue // it was deleted meanwhile
+		}
+		if fault.Is(err, fault.Lost) {
+			st, err = summary(d), nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -182,11 +199,11 @@ func (r *Remote) Watch(ctx context.Context, id string, f func(store.Delivery)) e
 		if store.Revision(d.Status.Revision) <= at {
 			return false, nil
 		}
-		at = store.Revision(d.Status.Revision)
-		st, err := r.c.state(ctx, d)
+		d, st, _, err := r.state(ctx, d)
 		if err != nil {
 			return true, err
 		}
+		at = store.Revision(d.Status.Revision)
 		f(store.Delivery{Spec: first.Spec, Status: st, Revision: at})
 		return st.Done, nil
 	})

@@ -26,7 +26,9 @@ func (c *client) state(ctx context.Context, d *v1alpha1.Delivery) (delivery.Stat
 	var err error
 	switch {
 	case len(d.Status.StateSecrets) > 0:
-		body, err = c.parts(ctx, d.Status.StateSecrets)
+		if body, err = c.parts(ctx, d.Status.StateSecrets); err != nil {
+			return s, fmt.Errorf("read the state of delivery %s: %w", d.Name, err)
+		}
 	case len(packed) > 0:
 		body, err = unpack(packed)
 	default:
@@ -40,6 +42,43 @@ func (c *client) state(ctx context.Context, d *v1alpha1.Delivery) (delivery.Stat
 		return s, fault.Newf(fault.Lost, "the state of delivery %s cannot be read: %w", d.Name, err)
 	}
 	return s, nil
+}
+
+// current reads the state of a delivery as it was known, or as it is now where the Secrets of the known one are gone because it has
+// gone on since. It returns the delivery that the state is of.
+func (c *client) current(ctx context.Context, d *v1alpha1.Delivery) (*v1alpha1.Delivery, delivery.Status, error) {
+	for {
+		st, err := c.state(ctx, d)
+		if !fault.Is(err, fault.Lost) {
+			return d, st, err
+		}
+		now, gone := get[v1alpha1.Delivery](ctx, c, deliveries, d.Name)
+		if gone != nil {
+			return d, st, gone
+		}
+		if now.UID == d.UID && now.Status.Revision == d.Status.Revision {
+			return d, st, err
+		}
+		d = now
+	}
+}
+
+// summary is what a delivery shows of its state to those who may not read its Secrets.
+func summary(d *v1alpha1.Delivery) delivery.Status {
+	from := d.Status
+	s := delivery.Status{State: cmp.Or(delivery.State(from.Phase), delivery.Pending), Reason: from.Reason, Done: from.Done}
+	s.Paused = s.State == delivery.Paused
+	var since time.Time
+	if from.Since != nil {
+		since = from.Since.UTC()
+	}
+	switch {
+	case s.State.Final():
+		s.Ended = since
+	case from.Step != "":
+		s.Nodes = map[string]delivery.NodeStatus{from.Step: {Phase: delivery.StepRunning, Started: since}}
+	}
+	return s
 }
 
 // write puts a state into a delivery that is the caller's own, with what people and other programs read of it.

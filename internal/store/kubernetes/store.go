@@ -150,7 +150,7 @@ func (s *Store) Load(ctx context.Context, id string) (store.Delivery, error) {
 	if err != nil {
 		return store.Delivery{}, err
 	}
-	out, err := s.decode(ctx, d)
+	d, out, err := s.decode(ctx, d)
 	if err != nil {
 		return out, err
 	}
@@ -158,24 +158,27 @@ func (s *Store) Load(ctx context.Context, id string) (store.Delivery, error) {
 	return out, nil
 }
 
-// decode reads a delivery without its signals.
-func (s *Store) decode(ctx context.Context, d *v1alpha1.Delivery) (store.Delivery, error) {
-	out := store.Delivery{Revision: store.Revision(d.Status.Revision)}
-	var err error
-	if out.Status, err = s.any.state(ctx, d); err != nil {
-		return out, err
+// decode reads a delivery without its signals, and returns the one that it has read.
+func (s *Store) decode(ctx context.Context, known *v1alpha1.Delivery) (*v1alpha1.Delivery, store.Delivery, error) {
+	d, st, err := s.any.current(ctx, known)
+	out := store.Delivery{Status: st, Revision: store.Revision(d.Status.Revision)}
+	if err != nil {
+		return d, out, err
+	}
+	if d != known {
+		s.mirror.wrote(d)
 	}
 	if spec, known := s.specs.get(d.Name); known {
 		out.Spec = spec
-		return out, nil
+		return d, out, nil
 	}
 	if out.Spec, err = s.any.plan(ctx, d); err != nil {
-		return out, err
+		return d, out, err
 	}
 	if !d.Status.Done {
 		s.specs.put(d.Name, out.Spec)
 	}
-	return out, nil
+	return d, out, nil
 }
 
 // Swap implements store.Store. The status is the commit: what it refers to is written before.
@@ -286,7 +289,7 @@ func (s *Store) List(ctx context.Context, open bool) ([]store.Delivery, error) {
 		if d.Status.Revision == 0 || open && d.Status.Done {
 			continue
 		}
-		one, err := s.decode(ctx, d)
+		_, one, err := s.decode(ctx, d)
 		if err != nil {
 			return nil, err
 		}
