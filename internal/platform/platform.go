@@ -94,7 +94,8 @@ const (
 	Preview Track = "preview"
 )
 
-// Shifter is a Platform that can run a canary of Deployments beside the stable version and shift traffic to it.
+// Shifter is a Platform that can run a canary of Deployments beside the stable version and shift traffic to it. What belongs to
+// one delivery has keys that begin with its id and a slash.
 type Shifter interface {
 	// StartCanary brings the new version of each Deployment up beside the stable one with no traffic.
 	StartCanary(ctx context.Context, key string, objects []manifest.Object, o Options) ([]Change, error)

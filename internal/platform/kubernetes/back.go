@@ -36,21 +36,28 @@ func (p *Platform) none(ctx context.Context, s *shifted) error {
 			return err
 		}
 	}
+	share := 0
+	if s.canary == nil {
+		// What leads to a canary that is gone leads nowhere.
+		share = asItWas
+		if err := p.pin(ctx, s.stable, ""); err != nil {
+			return err
+		}
+	}
 	// A subset of the old version's pods leads nowhere before they are back.
-	later := begun && len(s.start.Subsets) > 0
-	if !later {
-		if err := p.weigh(ctx, *s, 0); err != nil {
+	if later := begun && len(s.start.Subsets) > 0; !later {
+		if err := p.weigh(ctx, *s, share); err != nil {
 			return err
 		}
 	}
 	n, _, _ := unstructured.NestedInt64(s.stable.Object, "status", "readyReplicas")
 	carries := !begun && 2*n >= s.replicas && computed(s.ref, s.stable).Ready
 	if carries {
-		if err := p.lead(ctx, s.stable, s.stable); err != nil {
+		if err := p.favour(ctx, *s); err != nil {
 			return err
 		}
 	}
-	if !s.autoscaled {
+	if over := begun && s.canary == nil; !over && !s.autoscaled { // a promotion that is over has scaled it already
 		if err := p.scaleBack(ctx, s.ref, s.replicas); err != nil {
 			return err
 		}
@@ -59,14 +66,25 @@ func (p *Platform) none(ctx context.Context, s *shifted) error {
 		if err := p.returns(ctx, s); err != nil {
 			return err
 		}
-		if err := p.weigh(ctx, *s, 0); err != nil {
+		if err := p.weigh(ctx, *s, share); err != nil {
 			return err
 		}
-		if err := p.lead(ctx, s.stable, s.stable); err != nil {
+		if err := p.favour(ctx, *s); err != nil {
 			return err
 		}
 	}
+	if s.canary == nil {
+		return nil
+	}
 	return p.shrink(ctx, s.canaryRef(), s.canary, 1)
+}
+
+// favour has the Services lead to the old version alone, where there is another.
+func (p *Platform) favour(ctx context.Context, s shifted) error {
+	if s.canary == nil {
+		return nil
+	}
+	return p.lead(ctx, s.stable, s.stable)
 }
 
 // promoted reports whether the stable Deployment no longer has the old version's template.

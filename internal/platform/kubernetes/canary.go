@@ -100,6 +100,9 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, op
 		if err == nil {
 			err = p.routed(ctx, e, stable, opts)
 		}
+		if err == nil {
+			err = p.namesFree(ctx, *e)
+		}
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err == nil {
@@ -283,6 +286,9 @@ func (p *Platform) setsOf(ctx context.Context, d *unstructured.Unstructured) ([]
 
 // hashes returns the versions that a Deployment has or had pods of.
 func (p *Platform) hashes(ctx context.Context, d *unstructured.Unstructured) (map[string]bool, error) {
+	if d == nil {
+		return nil, nil
+	}
 	all, err := p.setsOf(ctx, d)
 	out := map[string]bool{}
 	for _, rs := range all {
@@ -358,4 +364,35 @@ func (p *Platform) startOf(ctx context.Context, ref manifest.Ref, canary *unstru
 		}
 	}
 	return nil, nil, fmt.Errorf("secret %s/%s: %w", ns, secret, fault.Newf(fault.Lost, "it knows nothing of %s", ref))
+}
+
+// startBy finds what a delivery has recorded of the start of a canary, nil where it has begun none.
+func (p *Platform) startBy(ctx context.Context, key string, ref manifest.Ref) (*record, *entry, error) {
+	list, err := p.dynamic.Resource(secrets()).Namespace(ref.Namespace).List(ctx,
+		metav1.ListOptions{LabelSelector: journalLabel + "=true," + deliveryLabel + "=" + labelValue(deliveryOf(key))})
+	if err != nil {
+		return nil, nil, failed(err, "look for what delivery %s has begun, among the Secrets of namespace %s", deliveryOf(key), ref.Namespace)
+	}
+	// The last one counts: what an earlier attempt has begun was taken back.
+	slices.SortStableFunc(list.Items, func(a, b unstructured.Unstructured) int {
+		return b.GetCreationTimestamp().Compare(a.GetCreationTimestamp().Time)
+	})
+	for _, s := range list.Items {
+		if of := s.GetAnnotations()[keyAnnotation]; deliveryOf(of) != deliveryOf(key) || s.GetName() != name(of) {
+			continue // a further part, or a note of how things were after it
+		}
+		rec, err := p.journal.read(ctx, ref.Namespace, s.GetName())
+		if err != nil {
+			return nil, nil, err
+		}
+		if rec == nil {
+			continue
+		}
+		for i := range rec.Entries {
+			if e := &rec.Entries[i]; e.Ref == ref && e.Next != nil {
+				return rec, e, nil
+			}
+		}
+	}
+	return nil, nil, nil
 }

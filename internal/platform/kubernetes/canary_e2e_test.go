@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -314,4 +315,37 @@ func (s *shop) onlyAsCanary() {
 	c["env"] = append(env, map[string]any{"name": "TRACK", "valueFrom": map[string]any{"fieldRef": map[string]any{"fieldPath": "metadata.labels['" + trackLabel + "']"}}})
 	c["command"] = []any{"/sluice/$(TRACK)"}
 	s.must(unstructured.SetNestedSlice(s.next[0].Object, all, "spec", "template", "spec", "containers"))
+}
+
+// TestCanaryDeleted deletes the canary while it has traffic: no later step passes as if there were a new version, and the old
+// one comes back with all its replicas.
+func TestCanaryDeleted(t *testing.T) {
+	s := newShop(t)
+	refs := []manifest.Ref{web}
+	changes := s.start()
+	s.must(s.SetWeight(s.ctx, "d1/50", refs, 50))
+	c, err := s.canary(s.ctx, web)
+	s.must(err)
+	ref := manifest.Ref{Kind: "Deployment", Namespace: ns, Name: c.GetName()}
+	s.must(s.dynamic.Resource(deployments()).Namespace(ns).Delete(s.ctx, ref.Name, metav1.DeleteOptions{}))
+	s.must(s.await(s.ctx, ref, func(st platform.State) bool { return !st.Exists }))
+	for what, err := range map[string]error{"more traffic": s.SetWeight(s.ctx, "d1/75", refs, 75), "the promotion": s.Promote(s.ctx, "d1/promote", refs)} {
+		if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "somebody has deleted it") {
+			t.Errorf("%s: kind %q: %v", what, fault.KindOf(err), err)
+		}
+	}
+	s.back(changes, "50", "75")
+}
+
+// TestCanaryOfAnother: a delivery that was refused because another one has a canary leaves that one alone.
+func TestCanaryOfAnother(t *testing.T) {
+	s := newShop(t)
+	changes := s.start()
+	s.must(s.SetWeight(s.ctx, "d1/50", []manifest.Ref{web}, 50))
+	if _, err := s.StartCanary(s.ctx, "d2/start", s.next, platform.Options{Namespace: ns, Delivery: "d2"}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("a second canary: %v", err)
+	}
+	s.must(s.Abort(s.ctx, "d2/abort", []manifest.Ref{web}))
+	s.settles(webService, "after the other delivery was refused", 25, 75)
+	s.undo(changes)
 }

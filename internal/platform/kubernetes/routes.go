@@ -82,14 +82,27 @@ func (p *Platform) makeServices(ctx context.Context, e entry, canary manifest.Ob
 		in := p.dynamic.Resource(services()).Namespace(e.Ref.Namespace)
 		_, err = in.Create(ctx, o, metav1.CreateOptions{FieldManager: manager})
 		if apierrors.IsAlreadyExists(err) {
-			there, readErr := in.Get(ctx, own, metav1.GetOptions{})
-			if readErr == nil && there.GetLabels()[canaryOf] == labelValue(e.Ref.Name) {
-				continue
+			if err := p.namesFree(ctx, e); err != nil {
+				return err
 			}
-			return fault.WithRemedy(fault.Newf(fault.Conflict, "Service %s/%s is there already and not a canary's", e.Ref.Namespace, own), "give it another name")
+			continue
 		}
 		if err != nil {
 			return failed(err, "make Service %s/%s", e.Ref.Namespace, own)
+		}
+	}
+	return nil
+}
+
+// namesFree refuses a canary whose Services would have the names of others.
+func (p *Platform) namesFree(ctx context.Context, e entry) error {
+	for _, own := range e.Canaries {
+		live, err := p.dynamic.Resource(services()).Namespace(e.Ref.Namespace).Get(ctx, own, metav1.GetOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return failed(err, "read Service %s/%s", e.Ref.Namespace, own)
+		}
+		if err == nil && live.GetLabels()[canaryOf] != labelValue(e.Ref.Name) {
+			return fault.WithRemedy(fault.Newf(fault.Conflict, "Service %s/%s is there already and not a canary's", e.Ref.Namespace, own), "give it another name")
 		}
 	}
 	return nil
@@ -165,6 +178,10 @@ func (p *Platform) weigh(ctx context.Context, s shifted, percent int) error {
 		}
 		if fault.Is(err, fault.NotFound) && percent <= 0 {
 			continue // a route that is gone leads nobody to the canary
+		}
+		if fault.Is(err, fault.Conflict) && s.canary == nil {
+			p.leave(ctx, route, err.Error()) // it may be another since the promotion
+			continue
 		}
 		if err != nil {
 			return err

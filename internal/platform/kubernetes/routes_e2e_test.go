@@ -265,3 +265,42 @@ func TestPromotionByRoutes(t *testing.T) {
 		t.Errorf("the canary's Service is still there: %v", err)
 	}
 }
+
+// TestCanaryThatCannotBegin: what another Service's name forbids is told before anything is changed; what only the cluster can
+// refuse later is taken back, though there is no canary yet.
+func TestCanaryThatCannotBegin(t *testing.T) {
+	s, srv := withRoute(t)
+	by(t, s.Platform, "kubectl-client-side-apply", `
+apiVersion: v1
+kind: Service
+metadata: {name: web-canary}
+spec: {selector: {app: another}, ports: [{name: http, port: 8080}]}
+`)
+	before := snapshotOf(t, s.Platform)
+	if _, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "web-canary") {
+		t.Errorf("a Service has the canary's name: kind %q: %v", fault.KindOf(err), err)
+	}
+	same(t, "after the refusal", snapshotOf(t, s.Platform), before)
+	s.must(s.dynamic.Resource(services()).Namespace(ns).Delete(s.ctx, "web-canary", metav1.DeleteOptions{}))
+
+	by(t, s.Platform, "kubectl-client-side-apply", `
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: services}
+spec: {hard: {services: "2"}}
+`)
+	quota := manifest.Ref{Kind: "ResourceQuota", Namespace: ns, Name: "services"}
+	s.must(s.await(s.ctx, quota, func(platform.State) bool {
+		o, err := s.read(s.ctx, quota)
+		used, _, _ := unstructured.NestedString(o.Object, "status", "used", "services")
+		return err == nil && used == "2"
+	}))
+	changes, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS)
+	if !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), "exceeded quota") {
+		t.Fatalf("no Service more is allowed: kind %q: %v", fault.KindOf(err), err)
+	}
+	s.back(changes)
+	if got := through(s, srv.URL, 20); got != 0 {
+		t.Errorf("a canary that has not begun answered %d of 20", got)
+	}
+}

@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
@@ -29,7 +30,7 @@ func ceil(a, b int64) int64 { return (a + b - 1) / b }
 // shifted is a Deployment with its canary, and what is to be known of both.
 type shifted struct {
 	ref            manifest.Ref
-	stable, canary *unstructured.Unstructured
+	stable, canary *unstructured.Unstructured // no canary where it was ended, or has never come up
 	rec            *record
 	start          *entry
 	autoscaled     bool
@@ -41,33 +42,20 @@ func (s shifted) canaryRef() manifest.Ref {
 	return manifest.Ref{Kind: "Deployment", Namespace: s.canary.GetNamespace(), Name: s.canary.GetName()}
 }
 
-// each does something for every Deployment that has a canary. One that has none is the first of its name, and has all traffic.
+// each does something for every Deployment that a delivery has begun a canary of. One that it was the first to make has none, and
+// all traffic.
 func (p *Platform) each(ctx context.Context, key string, refs []manifest.Ref, do func(context.Context, shifted) error) error {
 	if len(refs) == 0 {
 		return nil
 	}
 	return p.once(ctx, refs[0].Namespace, key, nil, func([]entry) error {
 		for _, ref := range refs {
-			s := shifted{ref: ref}
-			var err error
-			if s.canary, err = p.canary(ctx, ref); err != nil {
+			s, err := p.shiftedOf(ctx, key, ref)
+			if err != nil {
 				return err
 			}
-			if s.canary == nil {
+			if s.start == nil {
 				continue
-			}
-			if s.stable, err = p.read(ctx, ref); err != nil {
-				return err
-			}
-			if s.rec, s.start, err = p.startOf(ctx, ref, s.canary); err != nil {
-				return err
-			}
-			if s.autoscaled, err = p.autoscaled(ctx, ref); err != nil {
-				return err
-			}
-			s.replicas = *s.start.Replicas
-			if n, ok := replicasOf(s.stable); ok && s.autoscaled {
-				s.replicas = n
 			}
 			if err := do(ctx, s); err != nil {
 				return err
@@ -77,10 +65,57 @@ func (p *Platform) each(ctx context.Context, key string, refs []manifest.Ref, do
 	})
 }
 
+// shiftedOf finds what is to be known of a Deployment, by the start of the delivery that a key belongs to.
+func (p *Platform) shiftedOf(ctx context.Context, key string, ref manifest.Ref) (shifted, error) {
+	s := shifted{ref: ref}
+	var err error
+	if s.canary, err = p.canary(ctx, ref); err != nil {
+		return s, err
+	}
+	if s.canary != nil {
+		if s.rec, s.start, err = p.startOf(ctx, ref, s.canary); err != nil {
+			return s, err
+		}
+		if deliveryOf(s.rec.Key) != deliveryOf(key) {
+			s.canary, s.start = nil, nil // another delivery's
+		}
+	}
+	if s.canary == nil {
+		if s.rec, s.start, err = p.startBy(ctx, key, ref); err != nil || s.start == nil {
+			return s, err
+		}
+	}
+	s.stable, err = p.read(ctx, ref)
+	if fault.Is(err, fault.NotFound) && s.canary == nil {
+		s.start = nil // whoever has deleted it has left nothing to shift; taking back its change makes it again
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	if s.autoscaled, err = p.autoscaled(ctx, ref); err != nil {
+		return s, err
+	}
+	s.replicas = *s.start.Replicas
+	if n, ok := replicasOf(s.stable); ok && s.autoscaled {
+		s.replicas = n
+	}
+	return s, nil
+}
+
+// lost says that a canary is not there although it was started.
+func (s shifted) lost() error {
+	return fault.WithRemedy(fault.Newf(fault.Conflict, "the canary of %s is gone: somebody has deleted it since it was started", s.ref),
+		"start the delivery again once this one is taken back, and find out who deletes canaries")
+}
+
 // SetWeight implements platform.Shifter, by the ratio of the pods. Pods that are added are ready before others are taken away.
 // All traffic at once is redirected instead, and the old version stays as it is: so it can have it back at once.
 func (p *Platform) SetWeight(ctx context.Context, key string, refs []manifest.Ref, percent int) error {
 	return p.each(ctx, key, refs, func(ctx context.Context, s shifted) error {
+		if s.canary == nil && percent > 0 {
+			return s.lost()
+		}
 		if len(s.start.Routes) > 0 && percent > 0 {
 			return p.byRoutes(ctx, s, percent)
 		}
@@ -137,8 +172,11 @@ func (p *Platform) shrink(ctx context.Context, ref manifest.Ref, live *unstructu
 // Promote implements platform.Shifter: the stable Deployment gets the new version, and when all of it is ready the canary goes.
 func (p *Platform) Promote(ctx context.Context, key string, refs []manifest.Ref) error {
 	promote := func(ctx context.Context, s shifted) error {
+		if s.canary == nil && !s.promoted() {
+			return s.lost()
+		}
 		next := manifest.Object{Unstructured: unstructured.Unstructured{Object: s.start.Next}, Origin: s.ref.String()}
-		if len(s.start.Subsets) > 0 {
+		if s.canary != nil && len(s.start.Subsets) > 0 {
 			// The stable subset is of the old version's pods, which end now.
 			if err := p.byRoutes(ctx, s, 100); err != nil {
 				return err
@@ -220,7 +258,7 @@ func (p *Platform) endCanary(ctx context.Context, s shifted) error {
 	if err := p.unpin(ctx, s, func(hash string, canarys map[string]bool) bool { return canarys[hash] }); err != nil {
 		return err
 	}
-	if err := p.deleteServices(ctx, s); err != nil {
+	if err := p.deleteServices(ctx, s); err != nil || s.canary == nil {
 		return err
 	}
 	in := p.dynamic.Resource(deployments()).Namespace(s.ref.Namespace)

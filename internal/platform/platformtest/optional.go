@@ -22,7 +22,7 @@ func (h Harness) canary(t *testing.T) platform.Shifter {
 	}
 	h.apply(t, "a", append(h.objects(t, webService), h.deployment(t, h.replicas(), h.Image, "one")...))
 	h.until(t, web, "ready", ready)
-	if _, err := s.StartCanary(t.Context(), "c", h.deployment(t, h.replicas(), h.Image, "two"), opts); err != nil {
+	if _, err := s.StartCanary(t.Context(), "d1/c", h.deployment(t, h.replicas(), h.Image, "two"), opts); err != nil {
 		t.Fatal(err)
 	}
 	h.until(t, web, "ready with the canary", func(s platform.State) bool { return s.Ready && s.Replicas == h.replicas()+1 })
@@ -68,7 +68,7 @@ func (h Harness) share(t *testing.T, n int) int {
 func weights(t *testing.T, h Harness) {
 	s := h.canary(t)
 	for _, w := range []int{0, 25, 50, 100} {
-		if err := s.SetWeight(t.Context(), "w"+string(rune('0'+w/10)), []manifest.Ref{web}, w); err != nil {
+		if err := s.SetWeight(t.Context(), fmt.Sprintf("d1/w%d", w), []manifest.Ref{web}, w); err != nil {
 			t.Fatal(err)
 		}
 		h.until(t, web, "ready", ready)
@@ -77,7 +77,7 @@ func weights(t *testing.T, h Harness) {
 			return fmt.Sprintf("%d of 200", got), got >= 2*w-h.spread(w) && got <= 2*w+h.spread(w)
 		})
 	}
-	if err := s.Promote(t.Context(), "p", []manifest.Ref{web}); err != nil {
+	if err := s.Promote(t.Context(), "d1/p", []manifest.Ref{web}); err != nil {
 		t.Fatal(err)
 	}
 	h.until(t, web, "promoted", func(s platform.State) bool { return s.Ready && s.Replicas == h.replicas() })
@@ -89,7 +89,7 @@ func weights(t *testing.T, h Harness) {
 
 func abort(t *testing.T, h Harness) {
 	s := h.canary(t)
-	if err := s.SetWeight(t.Context(), "w", []manifest.Ref{web}, 50); err != nil {
+	if err := s.SetWeight(t.Context(), "d1/w", []manifest.Ref{web}, 50); err != nil {
 		t.Fatal(err)
 	}
 	stop := h.load(t)
@@ -98,7 +98,7 @@ func abort(t *testing.T, h Harness) {
 		got := h.share(t, 50)
 		return fmt.Sprintf("%d of 50", got), got >= 5
 	})
-	if err := s.Abort(t.Context(), "x", []manifest.Ref{web}); err != nil {
+	if err := s.Abort(t.Context(), "d1/x", []manifest.Ref{web}); err != nil {
 		t.Fatal(err)
 	}
 	h.until(t, web, "back", func(s platform.State) bool { return s.Ready && s.Replicas == h.replicas() })
