@@ -2,6 +2,7 @@ package data
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -94,8 +95,8 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		if same(l.workload, next) && len(jobs) == 0 {
 			return step.Done(delivery.Pass, fmt.Sprintf("%s stays on %s", a.Database.Workload, l.images())), c.Save(ctx, fenced{Unchanged: true})
 		}
-		if err := keepsClaims(l.object); err != nil {
-			return step.Outcome{}, err
+		if err := errors.Join(keepsClaims(l.object, "as it runs"), keepsClaims(next.object, "in its manifest")); err != nil {
+			return refusal(ctx, err)
 		}
 		if err := sameClaims(l.workload, next); err != nil {
 			return refusal(ctx, err)
@@ -121,13 +122,14 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	return step.Done(delivery.Pass, fmt.Sprintf("nobody can write to %s since %s", a.Database.Name, s.Since.Format(time.TimeOnly))), nil
 }
 
-// keepsClaims refuses a workload that would lose its claims when it is stopped, before anything of it is closed.
-func keepsClaims(o manifest.Object) error {
+// keepsClaims refuses a workload that would lose its claims when it is stopped, before anything of it is closed: the running one
+// is stopped by the fence, and the new version by every way back.
+func keepsClaims(o manifest.Object, which string) error {
 	when, _, _ := unstructured.NestedString(o.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenScaled")
 	if when != "Delete" {
 		return nil
 	}
-	return fault.WithRemedy(fault.Newf(fault.Invalid, "%s cannot be stopped: its persistentVolumeClaimRetentionPolicy deletes the claims, and the data with them", o.Ref()),
+	return fault.WithRemedy(fault.Newf(fault.Invalid, "%s %s cannot be stopped: its persistentVolumeClaimRetentionPolicy deletes the claims, and the data with them", o.Ref(), which),
 		"set whenScaled: Retain in its persistentVolumeClaimRetentionPolicy")
 }
 

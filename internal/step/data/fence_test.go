@@ -96,6 +96,7 @@ func TestRefusedBeforeTheFenceCloses(t *testing.T) {
 	next := mongoAt("mongo:2", "")
 	for id, c := range map[string]struct{ old, new, says string }{
 		"renamed": {"{name: data", "{name: files", "mounts the claims data-mongo-0 as it runs, and files-mongo-0 in its manifest"},
+		"deletes": {"  replicas: 1", "  replicas: 1\n  persistentVolumeClaimRetentionPolicy: {whenScaled: Delete}", "in its manifest cannot be stopped: its persistentVolumeClaimRetentionPolicy deletes the claims"},
 	} {
 		s.deploy(id, file(false), "", strings.ReplaceAll(next, c.old, c.new))
 		d := s.until(id, "done", done)
