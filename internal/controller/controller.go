@@ -134,8 +134,14 @@ func (c *controller) serve(ctx context.Context, l net.Listener, h http.Handler, 
 	return err
 }
 
+// catchUp is how long a new leader waits to be told what the one before it has written.
+const catchUp = time.Minute
+
 // lead carries the deliveries until ctx ends.
 func (c *controller) lead(ctx context.Context, st engine.Store) error {
+	if err := c.store.CatchUp(ctx, catchUp); err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
