@@ -160,10 +160,15 @@ func (c *controller) ready(context.Context) error { return nil }
 // carrier takes callbacks in, whoever leads.
 type carrier struct{ *controller }
 
+var _ server.Refresher = carrier{}
+
 // Load implements server.Carrier.
 func (c carrier) Load(ctx context.Context, id string) (store.Delivery, error) {
 	return c.store.Load(ctx, id)
 }
+
+// Refresh implements server.Refresher.
+func (c carrier) Refresh(ctx context.Context, id string) error { return c.store.Refresh(ctx, id) }
 
 // Signal implements server.Carrier.
 func (c carrier) Signal(ctx context.Context, id string, s delivery.Signal) (bool, error) {

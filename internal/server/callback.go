@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -46,6 +47,9 @@ func (f *Front) callback(w http.ResponseWriter, r *http.Request) {
 	first, code, err := f.called(r)
 	if err != nil {
 		f.metrics.callback("refused")
+		if code == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", strconv.Itoa(int(callAgain/time.Second)))
+		}
 		refuse(w, code, err)
 		return
 	}
@@ -58,9 +62,9 @@ func (f *Front) callback(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *Front) called(r *http.Request) (first bool, code int, err error) {
-	d, path, ok := f.invocation(r.Context(), r.PathValue("capability"))
-	if !ok {
-		return false, http.StatusNotFound, fault.Newf(fault.NotFound, "no webhook was given this callback URL")
+	d, path, err := f.invocation(r.Context(), r.PathValue("capability"))
+	if err != nil {
+		return false, status(err), err
 	}
 	// Only whoever knows the URL gets this far, so a long body costs a stranger's request nothing to refuse.
 	res, err := body[result](r, callbackLimit)
@@ -89,23 +93,46 @@ func (f *Front) called(r *http.Request) (first bool, code int, err error) {
 	return first, 0, nil
 }
 
-// invocation returns the step that a capability was handed out for.
-func (f *Front) invocation(ctx context.Context, capability string) (store.Delivery, string, bool) {
+// invocation returns the step that a capability was handed out for, once it has begun. Callers take it for final that a URL is
+// not known or that nothing waits, so neither is said from a state that others may have left behind.
+func (f *Front) invocation(ctx context.Context, capability string) (store.Delivery, string, error) {
+	unknown := fault.Newf(fault.NotFound, "no webhook was given this callback URL")
 	key, ok := signed(f.key, capability)
 	if !ok {
-		return store.Delivery{}, "", false
+		return store.Delivery{}, "", unknown
 	}
 	id, _, _ := strings.Cut(key, "/")
 	d, err := f.carrier.Load(ctx, id)
-	if err != nil {
-		return d, "", false
+	path, begun := stepOf(d, key)
+	if r, lags := f.carrier.(Refresher); lags && (fault.Is(err, fault.NotFound) || err == nil && path != "" && !begun) {
+		if err = r.Refresh(ctx, id); err == nil {
+			d, err = f.carrier.Load(ctx, id)
+		}
+		path, begun = stepOf(d, key)
 	}
+	switch {
+	case fault.Is(err, fault.NotFound) || err == nil && path == "":
+		return d, "", unknown
+	case err != nil:
+		return d, "", err
+	case !begun:
+		return d, "", fault.WithRemedy(fault.Newf(fault.Transient, "step %s has not begun", path), "call back again in %s", callAgain)
+	}
+	return d, path, nil
+}
+
+// callAgain is how long a caller is to wait before it calls again.
+const callAgain = 5 * time.Second
+
+// stepOf returns the step of a delivery that a key is of, and whether it has begun.
+func stepOf(d store.Delivery, key string) (path string, begun bool) {
 	for _, n := range d.Spec.Graph.Nodes {
-		if own := delivery.Key(id, n.Path); key == own || strings.HasPrefix(key, own+"/") {
-			return d, n.Path, true
+		if own := delivery.Key(d.Spec.ID, n.Path); key == own || strings.HasPrefix(key, own+"/") {
+			phase := d.Status.Nodes[n.Path].Phase
+			return n.Path, phase != "" && phase != delivery.StepPending
 		}
 	}
-	return d, "", false
+	return "", false
 }
 
 // answered reports whether a signal of the key has come, whether or not the step has taken it in.

@@ -1,12 +1,15 @@
 package server_test
 
 import (
+	"context"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/server"
 	"github.com/sluice-cd/sluice/internal/store"
@@ -62,6 +65,65 @@ func tampered(url string) string {
 		b[i] = 'A'
 	}
 	return string(b)
+}
+
+// standby carries callbacks from what it was told some time ago.
+type standby struct {
+	told, now store.Delivery // one without an id is not there
+	away      error
+	kept      []delivery.Signal
+}
+
+func (s *standby) Load(_ context.Context, id string) (store.Delivery, error) {
+	if s.told.Spec.ID != id && s.away == nil {
+		return store.Delivery{}, fault.Newf(fault.NotFound, "there is no delivery %q", id)
+	}
+	return s.told, s.away
+}
+
+func (s *standby) Refresh(_ context.Context, id string) error {
+	if s.now.Spec.ID != id {
+		return fault.Newf(fault.NotFound, "there is no delivery %q", id)
+	}
+	s.told = s.now
+	return nil
+}
+
+func (s *standby) Signal(_ context.Context, _ string, sig delivery.Signal) (bool, error) {
+	if err := delivery.Check(s.told.Spec, s.told.Status, sig); err != nil {
+		return false, err
+	}
+	s.kept = append(s.kept, sig)
+	return true, nil
+}
+
+// TestCallbackToAStandby calls back to a process that lags behind the one that has called the webhook.
+func TestCallbackToAStandby(t *testing.T) {
+	at := func(phase delivery.Phase) store.Delivery {
+		return store.Delivery{Spec: spec("one", webhook(t, "w", "http://job")), Status: delivery.Status{Nodes: map[string]delivery.NodeStatus{"w": {Phase: phase}}}}
+	}
+	none := store.Delivery{}
+	for name, x := range map[string]struct {
+		carrier standby
+		code    int
+		again   string
+	}{
+		"knows it":                               {standby{told: at(delivery.StepWaiting), now: none}, http.StatusOK, ""},
+		"does not know the delivery yet":         {standby{told: none, now: at(delivery.StepRunning)}, http.StatusOK, ""},
+		"knows a step that has not begun yet":    {standby{told: at(delivery.StepPending), now: at(delivery.StepWaiting)}, http.StatusOK, ""},
+		"finds that the step has not begun":      {standby{told: none, now: at(delivery.StepPending)}, http.StatusServiceUnavailable, "5"},
+		"finds that the step is over":            {standby{told: at(delivery.StepPending), now: at(delivery.StepCancelled)}, http.StatusGone, ""},
+		"finds that there is no delivery":        {standby{told: none, now: none}, http.StatusNotFound, ""},
+		"cannot read what the delivery is to do": {standby{told: none, now: none, away: fault.Newf(fault.Transient, "the cluster is away")}, http.StatusServiceUnavailable, "5"},
+	} {
+		f := server.NewFront(make([]byte, 32), "")
+		h := f.Handler(&x.carrier, func(context.Context) error { return nil })
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, f.Callback(delivery.Key("one", "w"))+"/callback", strings.NewReader(`{"success": true}`)))
+		if again := w.Header().Get("Retry-After"); w.Code != x.code || again != x.again || (len(x.carrier.kept) == 1) != (x.code == http.StatusOK) {
+			t.Errorf("one that %s answers %d %s, Retry-After %q, and keeps %v", name, w.Code, w.Body, again, x.carrier.kept)
+		}
+	}
 }
 
 func TestCallbackOfFailure(t *testing.T) {

@@ -29,6 +29,12 @@ type Carrier interface {
 	Signal(ctx context.Context, id string, s delivery.Signal) (bool, error)
 }
 
+// Refresher is a Carrier that may lag behind what others have written.
+type Refresher interface {
+	// Refresh has Load return what is written now. A delivery that is not there is an error of kind not found.
+	Refresh(ctx context.Context, id string) error
+}
+
 // NewFront makes a front that hands out callback URLs, which begin with url, under a key of 32 bytes. The same key makes
 // the same URLs.
 func NewFront(key []byte, url string) *Front {

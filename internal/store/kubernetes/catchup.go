@@ -57,6 +57,15 @@ func (s *Store) CatchUp(ctx context.Context, within time.Duration) error {
 	return nil
 }
 
+// Refresh has this store know a delivery as the cluster knows it now.
+func (s *Store) Refresh(ctx context.Context, id string) error {
+	d, err := get[v1alpha1.Delivery](ctx, s.any, deliveries, id)
+	if err == nil {
+		s.mirror.wrote(d)
+	}
+	return err
+}
+
 // unknown asks the cluster itself, not its cache, for all deliveries, and returns by name those of which this store knows an
 // older version, or nothing.
 func (s *Store) unknown(ctx context.Context) (map[string]metav1.Object, error) {

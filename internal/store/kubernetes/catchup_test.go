@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/sluice-cd/sluice/api/v1alpha1"
+	"github.com/sluice-cd/sluice/internal/fault"
 )
 
 // lagging is a store whose watches are not connected: it is told by the test. The cluster has delivery a at version 5, b at 7, and
@@ -41,6 +42,9 @@ func lagging(t *testing.T) *Store {
 		case strings.HasSuffix(r.URL.Path, "/deliveries/c"):
 			reply(w, http.StatusNotFound, metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure,
 				Reason: metav1.StatusReasonNotFound, Code: http.StatusNotFound})
+		case strings.HasSuffix(r.URL.Path, "/deliveries/a"):
+			reply(w, http.StatusOK, v1alpha1.Delivery{TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion().String(), Kind: "Delivery"},
+				ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a", ResourceVersion: "5"}})
 		case !strings.HasSuffix(r.URL.Path, "/namespaces/ns/deliveries") || q.Has("resourceVersion") || q.Get("limit") == "":
 			t.Errorf("the cluster is asked for %s", r.URL)
 			w.WriteHeader(http.StatusBadRequest)
@@ -101,5 +105,22 @@ func TestCatchUpEnds(t *testing.T) {
 	err := s.CatchUp(t.Context(), 700*time.Millisecond)
 	if err == nil || !strings.Contains(err.Error(), "does not tell about 2 deliveries") {
 		t.Errorf("it ends with %v", err)
+	}
+}
+
+// TestRefresh holds that a delivery is known as the cluster has it, before a watch tells, and no older than that.
+func TestRefresh(t *testing.T) {
+	s := lagging(t)
+	for _, told := range []string{"4", "6"} {
+		s.tells(t, "a", told)
+		if err := s.Refresh(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := s.mirror.delivery("ns", "a").ResourceVersion, max(told, "5"); got != want {
+			t.Errorf("told version %s, after the cluster's 5 it is %s, want %s", told, got, want)
+		}
+	}
+	if err := s.Refresh(t.Context(), "c"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("one that is gone: %v", err)
 	}
 }

@@ -197,6 +197,9 @@ func (s *Store) Swap(ctx context.Context, id string, at store.Revision, st deliv
 			s.tellRefused(d, all)
 			return store.Revision(d.Status.Revision), nil
 		}
+		if apierrors.IsNotFound(err) {
+			s.mirror.gone(id) // where a watch has told so before it was written down here
+		}
 		if !apierrors.IsConflict(err) {
 			return 0, err
 		}
