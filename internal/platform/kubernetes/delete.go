@@ -26,11 +26,11 @@ func (p *Platform) Get(ctx context.Context, ref manifest.Ref) (manifest.Object, 
 }
 
 func (p *Platform) read(ctx context.Context, ref manifest.Ref) (*unstructured.Unstructured, error) {
-	in, err := p.where(ref)
+	r, err := p.find(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	live, err := in.Get(ctx, ref.Name, metav1.GetOptions{})
+	live, err := p.at(r, ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	return live, failed(err, "read %s", ref)
 }
 
@@ -75,10 +75,11 @@ func (p *Platform) Delete(ctx context.Context, _, delivery string, refs []manife
 		}
 	}
 	for _, ref := range refs {
-		in, err := p.where(ref)
+		r, err := p.find(ctx, ref)
 		if err != nil {
 			return err
 		}
+		in := p.at(r, ref.Namespace)
 		live, err := in.Get(ctx, ref.Name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) || err == nil && live.GetLabels()[deliveryLabel] != labelValue(delivery) {
 			continue

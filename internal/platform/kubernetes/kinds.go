@@ -1,11 +1,14 @@
 package kubernetes
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"sync"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
@@ -101,51 +104,90 @@ func (k *kinds) of(gvk schema.GroupVersionKind) (resource, error) {
 
 // named returns the resource of a kind whose group is not told. Kubernetes' own kinds win over others of their name.
 func (k *kinds) named(kind string) (resource, error) {
+	all, err := k.all(kind)
+	if err != nil {
+		return resource{}, err
+	}
+	gvk, err := prefer(all)
+	if err != nil {
+		return resource{}, err
+	}
+	return k.of(gvk)
+}
+
+// all returns the kinds of a name, one of each group that has one, Kubernetes' own first.
+func (k *kinds) all(kind string) ([]schema.GroupVersionKind, error) {
 	for {
 		groups, _, asked, err := k.known()
 		if err != nil {
-			return resource{}, err
+			return nil, err
 		}
 		var found []schema.GroupVersionKind
 		for _, g := range groups {
-			for _, r := range g.VersionedResources[g.Group.PreferredVersion.Version] {
-				if r.Kind == kind && !strings.Contains(r.Name, "/") {
-					found = append(found, schema.GroupVersionKind{Group: g.Group.Name, Version: g.Group.PreferredVersion.Version, Kind: kind})
+			// A group may serve a kind in another version than the one that it prefers.
+			for _, v := range slices.Concat([]metav1.GroupVersionForDiscovery{g.Group.PreferredVersion}, g.Group.Versions) {
+				if slices.ContainsFunc(g.VersionedResources[v.Version], func(r metav1.APIResource) bool { return r.Kind == kind && !strings.Contains(r.Name, "/") }) {
+					found = append(found, schema.GroupVersionKind{Group: g.Group.Name, Version: v.Version, Kind: kind})
+					break
 				}
 			}
 		}
 		if len(found) > 0 {
-			gvk, err := prefer(found)
-			if err != nil {
-				return resource{}, err
-			}
-			return k.of(gvk)
+			slices.SortStableFunc(found, func(a, b schema.GroupVersionKind) int { return distance(a.Group) - distance(b.Group) })
+			return found, nil
 		}
 		if asked {
-			return resource{}, fault.WithRemedy(fault.Newf(fault.NotFound, "the cluster has no kind %s", kind), "install its CustomResourceDefinition first")
+			return nil, fault.WithRemedy(fault.Newf(fault.NotFound, "the cluster has no kind %s", kind), "install its CustomResourceDefinition first")
 		}
 		k.forget()
 	}
 }
 
-// prefer chooses between kinds of one name.
-func prefer(found []schema.GroupVersionKind) (schema.GroupVersionKind, error) {
-	own := func(group string) int {
-		switch {
-		case group == "":
-			return 0
-		case !strings.Contains(group, "."):
-			return 1
-		case strings.HasSuffix(group, ".k8s.io"):
-			return 2
-		}
-		return 3
+// distance tells how far a group is from Kubernetes' core: from its own ones, those that it hands on, and everybody else's.
+func distance(group string) int {
+	switch {
+	case group == "":
+		return 0
+	case !strings.Contains(group, "."):
+		return 1
+	case strings.HasSuffix(group, ".k8s.io"):
+		return 2
 	}
-	slices.SortStableFunc(found, func(a, b schema.GroupVersionKind) int { return own(a.Group) - own(b.Group) })
-	if len(found) > 1 && own(found[0].Group) == 3 && found[0].Group != found[1].Group {
+	return 3
+}
+
+// prefer chooses between kinds of one name, the nearest of which is the first.
+func prefer(found []schema.GroupVersionKind) (schema.GroupVersionKind, error) {
+	if len(found) > 1 && distance(found[0].Group) == 3 {
 		return found[0], fault.Newf(fault.Invalid, "the cluster has more than one kind %s: of %s and of %s", found[0].Kind, found[0].Group, found[1].Group)
 	}
 	return found[0], nil
+}
+
+// find returns the resource of the object that a ref names. Where more than one group has its kind, and none of them is of
+// Kubernetes itself, it is the one that has the object.
+func (p *Platform) find(ctx context.Context, ref manifest.Ref) (resource, error) {
+	all, err := p.kinds.all(ref.Kind)
+	if err != nil {
+		return resource{}, err
+	}
+	if len(all) == 1 || distance(all[0].Group) < 2 {
+		return p.kinds.of(all[0])
+	}
+	for _, gvk := range all {
+		r, err := p.kinds.of(gvk)
+		if err != nil {
+			return r, err
+		}
+		_, err = p.at(r, ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+		if err == nil {
+			return r, nil
+		}
+		if !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
+			return r, failed(err, "read %s", ref)
+		}
+	}
+	return p.kinds.named(ref.Kind)
 }
 
 // at returns where an object of a resource is.
@@ -156,7 +198,7 @@ func (p *Platform) at(r resource, namespace string) dynamic.ResourceInterface {
 	return p.dynamic.Resource(r.GroupVersionResource).Namespace(namespace)
 }
 
-// where returns where the object that a ref names is.
+// where returns where objects of a ref's kind are.
 func (p *Platform) where(ref manifest.Ref) (dynamic.ResourceInterface, error) {
 	r, err := p.kinds.named(ref.Kind)
 	if err != nil {

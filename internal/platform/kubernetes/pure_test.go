@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/restmapper"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -276,18 +277,46 @@ func TestPack(t *testing.T) {
 	}
 }
 
-func TestPrefer(t *testing.T) {
-	gvk := func(group string) schema.GroupVersionKind {
-		return schema.GroupVersionKind{Group: group, Version: "v1", Kind: "Service"}
+// cluster is what one with these kinds tells of itself: group/version of each, the one that its group prefers first.
+func cluster(kindsOf map[string][]string) *kinds {
+	k := &kinds{}
+	for group, all := range kindsOf {
+		g := &restmapper.APIGroupResources{Group: metav1.APIGroup{Name: group}, VersionedResources: map[string][]metav1.APIResource{}}
+		for _, is := range all {
+			version, kind, _ := strings.Cut(is, "/")
+			v := metav1.GroupVersionForDiscovery{GroupVersion: group + "/" + version, Version: version}
+			if len(g.Group.Versions) == 0 {
+				g.Group.PreferredVersion = v
+			}
+			if g.VersionedResources[version] == nil {
+				g.Group.Versions = append(g.Group.Versions, v)
+			}
+			g.VersionedResources[version] = append(g.VersionedResources[version], metav1.APIResource{Name: strings.ToLower(kind) + "s", Kind: kind, Namespaced: true})
+		}
+		k.groups = append(k.groups, g)
 	}
-	if got, err := prefer([]schema.GroupVersionKind{gvk("serving.knative.dev"), gvk("")}); err != nil || got.Group != "" {
-		t.Error(got, err)
+	k.mapper = restmapper.NewDiscoveryRESTMapper(k.groups)
+	return k
+}
+
+// TestKinds: a group may serve a kind in another version than the one that it prefers, and Kubernetes' own win.
+func TestKinds(t *testing.T) {
+	k := cluster(map[string][]string{
+		"networking.istio.io":       {"v1/Gateway", "v1beta1/Gateway", "v1alpha3/Gateway", "v1alpha3/EnvoyFilter"},
+		"gateway.networking.k8s.io": {"v1/Gateway", "v1alpha2/TCPRoute"},
+		"example.org":               {"v1/Widget"},
+		"":                          {"v1/Service"},
+		"serving.knative.dev":       {"v1/Service"},
+		"example.com":               {"v1/Gadget", "v1beta1/Widget"},
+	})
+	for kind, want := range map[string]string{"EnvoyFilter": "networking.istio.io/v1alpha3", "TCPRoute": "gateway.networking.k8s.io/v1alpha2",
+		"Gateway": "gateway.networking.k8s.io/v1", "Service": "v1"} {
+		if r, err := k.named(kind); err != nil || r.GroupVersion().String() != want {
+			t.Errorf("%s is %v, not of %s: %v", kind, r.GroupVersionResource, want, err)
+		}
 	}
-	if got, err := prefer([]schema.GroupVersionKind{gvk("example.org"), gvk("gateway.networking.k8s.io")}); err != nil || got.Group != "gateway.networking.k8s.io" {
-		t.Error(got, err)
-	}
-	if _, err := prefer([]schema.GroupVersionKind{gvk("a.org"), gvk("b.org")}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "of a.org and of b.org") {
-		t.Error(err)
+	if _, err := k.named("Widget"); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "example.org") || !strings.Contains(err.Error(), "example.com") {
+		t.Errorf("of two groups: %v", err)
 	}
 }
 

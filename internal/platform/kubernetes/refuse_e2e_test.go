@@ -216,6 +216,56 @@ spec: {sail: red}
 	}
 }
 
+// TestKindsOfOneName: two groups have a kind of the same name, one of them in a version that is not the one that it prefers. The
+// objects are told apart.
+func TestKindsOfOneName(t *testing.T) {
+	p, ctx := fresh(t)
+	s := &shop{Platform: p, t: t, ctx: ctx}
+	crds, err := p.where(manifest.Ref{Kind: "CustomResourceDefinition"})
+	s.must(err)
+	names := []string{"boats.sluice.test", "sails.sluice.test", "boats.sluice.example"}
+	remove := func() {
+		for _, name := range names {
+			_ = crds.Delete(context.Background(), name, metav1.DeleteOptions{})
+			if err := p.await(context.Background(), manifest.Ref{Kind: "CustomResourceDefinition", Name: name}, func(s platform.State) bool { return !s.Exists }); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	remove()
+	t.Cleanup(remove)
+	var text strings.Builder
+	for i, of := range [][]string{{"Boat", "v1alpha1"}, {"Sail", "v1"}, {"Boat", "v1"}} {
+		plural, group, _ := strings.Cut(names[i], ".")
+		text.WriteString(strings.NewReplacer("NAME", names[i], "GROUP", group, "KIND", of[0], "PLURAL", plural, "VERSION", of[1]).Replace(`
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: NAME}
+spec:
+  group: GROUP
+  names: {kind: KIND, plural: PLURAL}
+  scope: Namespaced
+  versions:
+  - {name: VERSION, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}
+---
+`))
+	}
+	text.WriteString(`
+{apiVersion: sluice.test/v1alpha1, kind: Boat, metadata: {name: tender}}
+---
+{apiVersion: sluice.example/v1, kind: Boat, metadata: {name: raft}}
+`)
+	_, err = p.Apply(ctx, "d1/a", objectsOf(t, text.String()), inNS)
+	s.must(err)
+	for name, version := range map[string]string{"tender": "sluice.test/v1alpha1", "raft": "sluice.example/v1"} {
+		boat := manifest.Ref{Kind: "Boat", Namespace: ns, Name: name}
+		s.is(boat, time.Minute, isReady)
+		if o, err := p.Get(ctx, boat); err != nil || o.GetAPIVersion() != version {
+			t.Errorf("%s is of %s: %v", name, o.GetAPIVersion(), err)
+		}
+	}
+}
+
 // TestAutoscaled leaves the number of pods to the autoscaler.
 func TestAutoscaled(t *testing.T) {
 	p, ctx := fresh(t)

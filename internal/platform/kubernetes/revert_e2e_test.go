@@ -48,10 +48,9 @@ func (s *shop) is(ref manifest.Ref, within time.Duration, until func(platform.St
 func TestAStatefulSetComesBack(t *testing.T) {
 	p, ctx := fresh(t)
 	s, l := &shop{Platform: p, t: t, ctx: ctx}, theLab(t)
-	ready := func(s platform.State) bool { return s.Ready }
 	_, err := p.Apply(ctx, "d1/a", []manifest.Object{l.adapt(objectsOf(t, members)[0])}, inNS)
 	s.must(err)
-	s.is(queue, 2*time.Minute, ready)
+	s.is(queue, 2*time.Minute, isReady)
 	before, err := p.Members(ctx, queue)
 	s.must(err)
 
@@ -62,7 +61,7 @@ func TestAStatefulSetComesBack(t *testing.T) {
 	s.must(err)
 	s.is(queue, time.Minute, func(s platform.State) bool { return s.Failed })
 	s.must(p.Revert(ctx, "d2/r", changes))
-	s.is(queue, 30*time.Second, ready)
+	s.is(queue, 30*time.Second, isReady)
 	after, err := p.Members(ctx, queue)
 	s.must(err)
 	for i, m := range after {

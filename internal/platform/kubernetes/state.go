@@ -22,10 +22,7 @@ import (
 
 // present tells how an object is, and after which time to look again although nothing has changed.
 func (w *watcher) present(ctx context.Context, ref manifest.Ref) (platform.State, time.Duration) {
-	r, err := w.p.kinds.named(ref.Kind)
-	if err != nil {
-		return platform.State{Ref: ref}, 0
-	}
+	r := w.kinds[ref]
 	namespace := ref.Namespace
 	if !r.namespaced {
 		namespace = ""

@@ -32,18 +32,21 @@ func (p *Platform) Watch(ctx context.Context, refs []manifest.Ref) (<-chan platf
 // watch follows objects; with canaries, the state of a Deployment is also that of the canary beside it.
 func (p *Platform) watch(ctx context.Context, refs []manifest.Ref, canaries bool) (<-chan platform.State, error) {
 	ctx, end := context.WithCancel(ctx)
-	w := &watcher{p: p, refs: refs, canaries: canaries, end: end, kick: make(chan struct{}, 1), stores: map[source]cache.Store{}, seen: map[string]evidence{}}
+	w := &watcher{p: p, refs: refs, kinds: map[manifest.Ref]resource{}, canaries: canaries, end: end, kick: make(chan struct{}, 1), stores: map[source]cache.Store{}, seen: map[string]evidence{}}
 	for _, ref := range refs {
-		// Whoever may not read the object, or a cluster that is away, is an error and not a silence.
-		if _, err := p.read(ctx, ref); err != nil && !fault.Is(err, fault.NotFound) {
-			end()
-			return nil, err
+		r, err := p.find(ctx, ref)
+		if err == nil {
+			// Whoever may not read the object, or a cluster that is away, is an error and not a silence.
+			if _, err = p.at(r, ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+				err = nil
+			}
+			err = failed(err, "read %s", ref)
 		}
-		r, err := p.kinds.named(ref.Kind)
 		if err != nil {
 			end()
 			return nil, err
 		}
+		w.kinds[ref] = r
 		w.follow(ctx, r, ref)
 	}
 	out := make(chan platform.State)
@@ -96,6 +99,7 @@ type source struct {
 type watcher struct {
 	p        *Platform
 	refs     []manifest.Ref
+	kinds    map[manifest.Ref]resource
 	canaries bool
 	end      context.CancelFunc
 	kick     chan struct{}
