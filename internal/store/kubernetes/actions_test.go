@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/sluice-cd/sluice/api/v1alpha1"
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/engine"
@@ -145,14 +147,9 @@ func TestRefusedApproval(t *testing.T) {
 			if slices.Sort(refused); d.Status.Phase != string(c.state) || !slices.Equal(refused, c.refused) || len(d.Status.Taken) != len(all) {
 				t.Errorf("the delivery is %s; %q are refused: %+v", d.Status.Phase, refused, d.Status.Refused)
 			}
-			var told []string
-			for _, n := range f.names(events) {
-				if strings.Contains(n, "refused") {
-					told = append(told, n)
-				}
-			}
+			told := f.told(t, f.remote(t, "test").c, len(c.refused), func(e corev1.Event) bool { return e.Reason == "ActionRefused" })
 			if len(told) != len(c.refused) {
-				t.Errorf("Events tell of refusals: %q", told)
+				t.Errorf("Events tell of refusals: %+v", told)
 			}
 		})
 	}

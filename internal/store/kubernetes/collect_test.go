@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/sluice-cd/sluice/api/v1alpha1"
 	"github.com/sluice-cd/sluice/internal/delivery"
 )
 
@@ -42,7 +43,7 @@ func TestCollect(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if err := s.mirrored(ctx, "waits"); err != nil {
+	if err := s.mirrored(ctx, "waits", func(*v1alpha1.Delivery) bool { return true }); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Tend(ctx, "waits"); err != nil {
@@ -53,11 +54,11 @@ func TestCollect(t *testing.T) {
 	}
 }
 
-// mirrored waits until a store knows a delivery.
-func (s *Store) mirrored(ctx context.Context, id string) error {
+// mirrored waits until a store knows a delivery as a test wants it.
+func (s *Store) mirrored(ctx context.Context, id string, is func(*v1alpha1.Delivery) bool) error {
 	events := s.hub.Watch(ctx)
 	for {
-		if _, err := s.present(id); err == nil {
+		if d, err := s.present(id); err == nil && is(d) {
 			return nil
 		}
 		if _, more := <-events; !more {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 )
@@ -101,13 +102,34 @@ func (f *fake) names(resource string) []string {
 	return out
 }
 
-// change changes an object behind everybody's back.
-func (f *fake) change(resource, name string, how func(map[string]any)) {
+// told waits until there are so many Events that a test asks for, and returns them.
+func (f *fake) told(t *testing.T, c *client, most int, asked func(corev1.Event) bool) []corev1.Event {
+	t.Helper()
+	line := make(chan []byte, 10000)
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	o := copied(f.objects[resource+"/"+name])
-	how(o)
-	f.put("MODIFIED", resource, o)
+	f.watchers[line] = watched{resource: events}
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		delete(f.watchers, line)
+		f.mu.Unlock()
+	}()
+	timeout := time.After(30 * time.Second)
+	for {
+		all, err := list[corev1.EventList](t.Context(), c, events, metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := slices.DeleteFunc(all.Items, func(e corev1.Event) bool { return !asked(e) })
+		if len(out) >= most {
+			return out
+		}
+		select {
+		case <-line:
+		case <-timeout:
+			t.Fatalf("told are %d Events and not %d: %+v", len(out), most, out)
+		}
+	}
 }
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -105,7 +105,7 @@ func (r *Remote) read(ctx context.Context, id string) (d *v1alpha1.Delivery, out
 		out.Spec, err = outline(d), nil
 	}
 	if err != nil {
-		return d, out, false, err
+		return d, out, false, remedied(err)
 	}
 	d, out.Status, whole, err = r.state(ctx, d)
 	out.Revision = store.Revision(d.Status.Revision)
@@ -131,7 +131,7 @@ func (r *Remote) state(ctx context.Context, known *v1alpha1.Delivery) (d *v1alph
 	if apierrors.IsForbidden(err) {
 		return d, summary(d), false, nil
 	}
-	return d, st, err == nil, err
+	return d, st, err == nil, remedied(err)
 }
 
 // outline is what everybody may know of a plan.

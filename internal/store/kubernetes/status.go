@@ -151,6 +151,9 @@ func open(p delivery.Phase) int {
 // goes to the same place.
 const waitingForLock = "WaitingForLock"
 
+// mostMessage is how long the message of a condition may become.
+const mostMessage = 1024
+
 // conditions are what kubectl wait, kstatus and Argo CD's health understand.
 func conditions(d *v1alpha1.Delivery, s delivery.Status) {
 	ready, moving, stalled := metav1.ConditionFalse, metav1.ConditionTrue, metav1.ConditionFalse
@@ -172,14 +175,11 @@ func conditions(d *v1alpha1.Delivery, s delivery.Status) {
 		is = waitingForLock
 	}
 	message := cmp.Or(s.Reason, d.Status.Step)
-	if len(message) > 1024 {
-		message = message[:1024]
-	}
 	for kind, c := range map[string]struct {
 		is     metav1.ConditionStatus
 		reason string
 	}{"Ready": {ready, is}, "Reconciling": {moving, is}, "Stalled": {stalled, cmp.Or(stuck, "NotStalled")}} {
 		meta.SetStatusCondition(&d.Status.Conditions, metav1.Condition{Type: kind, Status: c.is, ObservedGeneration: d.Generation,
-			Reason: cmp.Or(c.reason, string(delivery.Pending)), Message: message})
+			Reason: cmp.Or(c.reason, string(delivery.Pending)), Message: cut(message, mostMessage)})
 	}
 }

@@ -163,21 +163,22 @@ func (s *Store) decode(ctx context.Context, known *v1alpha1.Delivery) (*v1alpha1
 	d, st, err := s.any.current(ctx, known)
 	out := store.Delivery{Status: st, Revision: store.Revision(d.Status.Revision)}
 	if err != nil {
-		return d, out, err
+		return d, out, s.lost(ctx, d, stateLost, err)
 	}
 	if d != known {
 		s.mirror.wrote(d)
 	}
-	if spec, known := s.specs.get(d.Name); known {
-		out.Spec = spec
-		return d, out, nil
+	spec, cached := s.specs.get(d.Name)
+	if !cached {
+		if spec, err = s.any.plan(ctx, d); err != nil {
+			return d, out, s.lost(ctx, d, planLost, err)
+		}
+		if !d.Status.Done {
+			s.specs.put(d.Name, spec)
+		}
 	}
-	if out.Spec, err = s.any.plan(ctx, d); err != nil {
-		return d, out, err
-	}
-	if !d.Status.Done {
-		s.specs.put(d.Name, out.Spec)
-	}
+	out.Spec = spec
+	s.found(ctx, d, st)
 	return d, out, nil
 }
 
