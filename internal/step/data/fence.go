@@ -25,6 +25,7 @@ type fence struct{ base }
 // fenced is what fence keeps; the later steps of the upgrade work from it.
 type fenced struct {
 	Unchanged bool              `json:"unchanged,omitempty"` // the database stays as it is: the other steps have nothing to do
+	Applied   step.Applied      `json:"applied,omitzero"`    // what belongs to a database that stays as it is
 	Since     time.Time         `json:"since,omitzero"`
 	Replicas  int               `json:"replicas,omitempty"`
 	Services  []manifest.Ref    `json:"services,omitempty"`
@@ -51,7 +52,7 @@ func group[T any](c step.Call, a plan.DataArgs, name string) (T, error) {
 func (fence) Plan(n plan.Node) (plan.Description, error) {
 	a, err := args[plan.DataArgs](n.Args)
 	return plan.Description{
-		Does: fmt.Sprintf("closes the Services of %s in %s and stops it: connections are held, not refused, for at most %s; nothing where the database does not change",
+		Does: fmt.Sprintf("closes the Services of %s in %s and stops it: connections are held, not refused, for at most %s; where it does not change, only what belongs to it is applied",
 			a.Database.Workload, a.Database.Namespace, deadline(a)) + budget(a.MaxLost),
 		UndoneBy: "R0: the old version starts on the untouched volumes and the Services open",
 	}, err
@@ -83,6 +84,9 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil {
 		return step.Outcome{}, err
 	}
+	if s.Unchanged {
+		return st.unchanged(ctx, c, p, a, s)
+	}
 	if s.Since.IsZero() {
 		l, err := st.live(ctx, p, a.Database)
 		if err != nil {
@@ -93,7 +97,7 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 			return step.Outcome{}, err
 		}
 		if same(l.workload, next) && len(jobs) == 0 {
-			return step.Done(delivery.Pass, fmt.Sprintf("%s stays on %s", a.Database.Workload, l.images())), c.Save(ctx, fenced{Unchanged: true})
+			return st.unchanged(ctx, c, p, a, fenced{Unchanged: true})
 		}
 		if err := errors.Join(keepsClaims(l.object, "as it runs"), keepsClaims(next.object, "in its manifest")); err != nil {
 			return refusal(ctx, err)
@@ -111,9 +115,6 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		if err := c.Save(ctx, s); err != nil {
 			return step.Outcome{}, err
 		}
-	}
-	if s.Unchanged {
-		return step.Done(delivery.Pass, "the database stays as it is"), nil
 	}
 	c.Progress("closing %d Service(s) and stopping %s", len(s.Services), a.Database.Workload)
 	if err := st.shut(ctx, c.Key, p, f, a, s); err != nil {
@@ -164,8 +165,15 @@ func (st fence) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 		return step.Outcome{}, err
 	}
 	s, err := saved[fenced](c.Saved)
-	if err != nil || s.Unchanged || s.Since.IsZero() {
+	if err != nil || s.Since.IsZero() && !s.Unchanged {
 		return step.Done(delivery.Pass, "the database was not touched"), err
+	}
+	p, err := st.at(a.Database.Account)
+	if err != nil {
+		return step.Outcome{}, err
+	}
+	if s.Unchanged {
+		return st.restBack(ctx, c, p, a, s)
 	}
 	o, err := group[opened](c, a, "open")
 	if err != nil {
@@ -173,10 +181,6 @@ func (st fence) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	}
 	if o.Path.staysOpen() {
 		return step.Done(delivery.Pass, o.Path.describe()), nil
-	}
-	p, err := st.at(a.Database.Account)
-	if err != nil {
-		return step.Outcome{}, err
 	}
 	f, err := optional[platform.Fencer](p, "hold connections back")
 	if err != nil {
