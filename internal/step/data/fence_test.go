@@ -2,12 +2,16 @@ package data_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/store"
+	"github.com/sluice-cd/sluice/internal/volume"
 )
 
 // rolledBack fails unless production is as it was before: the old version on its own volumes.
@@ -107,5 +111,30 @@ func TestRefusedBeforeTheFenceCloses(t *testing.T) {
 			t.Errorf("%s: the undo says %s", id, m)
 		}
 		s.rolledBack(d.Status, before)
+	}
+}
+
+// TestProductionDoesNotWaitForTheClone holds that R0 starts production while the clone's pod still takes its time to end, and that
+// the clone is deleted when it has.
+func TestProductionDoesNotWaitForTheClone(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", ""))
+	before := s.place("before", 100)
+	next := strings.Replace(mongoAt("mongo:lingering", "fails"), "    spec:\n      containers:\n      - name: mongo", "    spec:\n      terminationGracePeriodSeconds: 300\n      containers:\n      - name: mongo", 1)
+	s.deploy("d1", file(false), "", next)
+	clone := ""
+	s.until("d1", "back", func(d store.Delivery) bool {
+		if n := d.Status.Nodes["production/deploy/orders/upgrade"]; clone == "" && n.Order != 0 {
+			clone, _ = s.platform.Bound(t.Context(), volume.Place{Account: "here", Namespace: "prod-upgrade", Claim: "data-mongo-0"})
+		}
+		return d.Status.Nodes["production/deploy/orders/fence"].Phase == delivery.StepUndone
+	})
+	s.holds(before)
+	if err := os.WriteFile(filepath.Join(clone, "end"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.rolledBack(s.until("d1", "done", done).Status, before)
+	for _, c := range s.copies("d1") {
+		t.Errorf("the copy %s is left behind", c.ID())
 	}
 }

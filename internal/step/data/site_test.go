@@ -123,10 +123,16 @@ func companion(t *testing.T, name string) string {
 }
 
 // formatLock is a stand-in for a version that changes the format of its files: FerretDB's versions read each other's. What
-// "mongo:locking" has opened, "mongo:1" refuses to open. With a file "broken" no version starts.
+// "mongo:locking" has opened, "mongo:1" refuses to open. With a file "broken" no version starts. "mongo:lingering" does not end
+// before there is a file "end".
 const formatLock = `set -e
 if [ -e "$2/broken" ]; then echo "the files are broken" >&2; exit 1; fi
 if [ "$1" = locking ]; then touch "$2/format-2"; exec "$4" --listen "$3" --dir "$2"; fi
+if [ "$1" = lingering ]; then
+  "$4" --listen "$3" --dir "$2" & server=$!
+  trap 'until [ -e "$2/end" ]; do sleep 0.05; done; kill $server; exit 0' TERM
+  wait $server || wait $server; exit 1
+fi
 if [ -e "$2/format-2" ]; then echo "the files are of a newer format" >&2; exit 1; fi
 exec "$4" --listen "$3" --dir "$2"`
 
@@ -152,7 +158,7 @@ func newSite(t *testing.T) *site {
 	s := &site{t: t, dir: dir, reports: filepath.Join(dir, "reports")}
 	s.platform, err = local.Connect(t.Context(), local.Config{Dir: filepath.Join(dir, "node"), Account: "here",
 		NodeCommand: []string{"/usr/bin/env", nodeEnv + "=" + filepath.Join(dir, "node"), self},
-		Images: map[string][]string{"mongo:1": ferret("plain", a), "mongo:2": ferret("plain", b), "mongo:locking": ferret("locking", b),
+		Images: map[string][]string{"mongo:1": ferret("plain", a), "mongo:2": ferret("plain", b), "mongo:locking": ferret("locking", b), "mongo:lingering": ferret("lingering", b),
 			"postgres:old": cluster(t, "SLUICE_POSTGRES_OLD", "../../../.cache/postgres-old/bin"), "postgres:new": cluster(t, "SLUICE_POSTGRES_NEW", "/usr/lib/postgresql/15/bin"),
 			"web": {"/usr/bin/env", platformtest.ProgramEnv + "=http", self}, "migrate": {self}}})
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -255,11 +256,24 @@ func (b base) start(ctx context.Context, c step.Call, p place, db plan.Database,
 // stop ends a copy's workload cleanly and deletes its objects. Its volumes stay. Workloads of the same names can be started when
 // it returns: on a cluster a workload outlives its last pod by a moment.
 func (b base) stop(ctx context.Context, c step.Call, p place, namespace string, objects []manifest.Object, key string) error {
-	del, err := optional[platform.Deleter](p, "delete what it created")
+	pods, err := b.beginStop(ctx, c, p, namespace, objects, key)
 	if err != nil {
 		return err
 	}
-	var refs, pods []manifest.Ref
+	grace, err := graceOf(objects)
+	if err != nil {
+		return err
+	}
+	return step.Await(ctx, p, grace+time.Minute, "gone", pods, step.Gone)
+}
+
+// beginStop is stop that does not wait. It returns what has pods.
+func (base) beginStop(ctx context.Context, c step.Call, p place, namespace string, objects []manifest.Object, key string) (pods []manifest.Ref, err error) {
+	del, err := optional[platform.Deleter](p, "delete what it created")
+	if err != nil {
+		return nil, err
+	}
+	var refs []manifest.Ref
 	for _, o := range objects {
 		r := manifest.Ref{Kind: o.GetKind(), Namespace: namespace, Name: o.GetName()}
 		if r.Kind == "PersistentVolumeClaim" {
@@ -271,10 +285,22 @@ func (b base) stop(ctx context.Context, c step.Call, p place, namespace string, 
 			pods = append(pods, r)
 		}
 	}
-	if err := del.Delete(ctx, key, c.Delivery, refs); err != nil {
-		return err
+	return pods, del.Delete(ctx, key, c.Delivery, refs)
+}
+
+// graceOf is how long the pods of objects may take to end, the longest of them.
+func graceOf(objects []manifest.Object) (time.Duration, error) {
+	longest := corev1.DefaultTerminationGracePeriodSeconds * time.Second
+	for _, o := range objects {
+		t, _, err := o.PodTemplate()
+		if err != nil {
+			return 0, err
+		}
+		if s := t.Spec.TerminationGracePeriodSeconds; s != nil {
+			longest = max(longest, time.Duration(*s)*time.Second)
+		}
 	}
-	return step.Await(ctx, p, time.Minute, "gone", pods, step.Gone)
+	return longest, nil
 }
 
 // find returns a copy by its id.

@@ -2,10 +2,12 @@ package data
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/step"
 	"github.com/sluice-cd/sluice/internal/volume"
@@ -33,5 +35,21 @@ func TestACopyWhoseQuarantineDoesNotHoldIsNotStreamedToItsEnd(t *testing.T) {
 	}}
 	if _, err := (base{}).ready(ctx, step.Call{}, place{volumes: f}, plan.Database{}, r); !fault.Is(err, fault.Denied) || ctx.Err() != nil {
 		t.Error(err)
+	}
+}
+
+func TestWhatIsStoppedHasItsTimeToEnd(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		written: 30 * time.Second,
+		strings.Replace(written, "    spec:\n      containers:", "    spec:\n      terminationGracePeriodSeconds: 300\n      containers:", 1): 5 * time.Minute,
+		strings.Replace(written, "    spec:\n      containers:", "    spec:\n      terminationGracePeriodSeconds: 5\n      containers:", 1):   30 * time.Second,
+	} {
+		objects, err := manifest.Parse("test.yaml", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := graceOf(objects); err != nil || got != want {
+			t.Errorf("%s, %v; want %s", got, err, want)
+		}
 	}
 }

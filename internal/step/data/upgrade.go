@@ -148,7 +148,8 @@ func (st upgradeClone) upgrade(ctx context.Context, c step.Call, k fencedCall, s
 	return nil
 }
 
-// Undo stops what runs on the clone; the clean-up deletes it.
+// Undo has what runs on the clone stop; the clean-up waits for it and deletes it. Production, which is to start next, waits neither
+// for pods of a clone that may take long to end nor for what cannot be deleted.
 func (st upgradeClone) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 	k, err := st.fencedCall(c)
 	if err != nil || k.f.Unchanged {
@@ -158,7 +159,14 @@ func (st upgradeClone) Undo(ctx context.Context, c step.Call) (step.Outcome, err
 	if err != nil || s.Try == 0 {
 		return unchanged(), err
 	}
-	return step.Done(delivery.Pass, "the clone is stopped"), st.stop(ctx, c, k.p, s.Site.Namespace, k.a.Objects, c.Key+"/undo")
+	_, err = st.beginStop(ctx, c, k.p, s.Site.Namespace, k.a.Objects, c.Key+"/undo")
+	switch {
+	case ctx.Err() != nil:
+		return step.Outcome{}, ctx.Err()
+	case err != nil:
+		return step.Done(delivery.Pass, "the clone is left to the clean-up: "+err.Error()), nil
+	}
+	return step.Done(delivery.Pass, "the clone is being stopped"), nil
 }
 
 // Clean deletes the checkpoint and, where it did not become production, the clone. The volumes that the swap took out of
