@@ -157,13 +157,13 @@ func (m *mirror) gone(id string) {
 }
 
 func (m *mirror) delivery(namespace, id string) *v1alpha1.Delivery {
+	m.mu.Lock() // first: what was written is forgotten only when what is told is as new
+	defer m.mu.Unlock()
 	v, _, err := m.deliveries.GetStore().GetByKey(namespace + "/" + id)
 	told, _ := v.(*v1alpha1.Delivery)
 	if err != nil {
 		told = nil
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	if w := m.written[id]; w != nil && (told == nil || newer(w, told)) {
 		return w
 	}
@@ -171,14 +171,14 @@ func (m *mirror) delivery(namespace, id string) *v1alpha1.Delivery {
 }
 
 func (m *mirror) all() map[string]*v1alpha1.Delivery {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	out := map[string]*v1alpha1.Delivery{}
 	for _, v := range m.deliveries.GetStore().List() {
 		if d, ok := v.(*v1alpha1.Delivery); ok {
 			out[d.Name] = d
 		}
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for n, w := range m.written {
 		if told := out[n]; told == nil || newer(w, told) {
 			out[n] = w
@@ -188,6 +188,8 @@ func (m *mirror) all() map[string]*v1alpha1.Delivery {
 }
 
 func (m *mirror) actionsOf(id string) []*v1alpha1.DeliveryAction {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	told, err := m.actions.GetIndexer().ByIndex(byDelivery, id)
 	if err != nil {
 		return nil
@@ -200,8 +202,6 @@ func (m *mirror) actionsOf(id string) []*v1alpha1.DeliveryAction {
 			seen[a.Name] = true
 		}
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	for _, a := range m.made {
 		if a.Spec.Delivery == id && !seen[a.Name] {
 			out = append(out, a)
