@@ -4,7 +4,9 @@ package kubernetes
 
 import (
 	"context"
+	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -90,14 +92,41 @@ func TestDenied(t *testing.T) {
 	}
 }
 
-// TestClaimsSurvive: a StatefulSet whose claims go when it is scaled to nothing is not stopped.
+// TestClaimsSurvive: a StatefulSet whose claims go when it is scaled to nothing is not stopped, nor one that becomes such a set
+// when it is about to be.
 func TestClaimsSurvive(t *testing.T) {
 	p, ctx := fresh(t)
-	by(t, p, "kubectl-client-side-apply", strings.Replace(store, "  serviceName", "  persistentVolumeClaimRetentionPolicy: {whenScaled: Delete}\n  serviceName", 1))
-	err := p.Scale(ctx, "d1/s", manifest.Ref{Kind: "StatefulSet", Namespace: ns, Name: "db"}, 0)
-	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "whenScaled: Retain") {
-		t.Errorf("kind %q: %v", fault.KindOf(err), err)
+	s := &shop{Platform: p, t: t, ctx: ctx}
+	by(t, p, "kubectl-client-side-apply", strings.Replace(store, "replicas: 0", "replicas: 1", 1))
+	db := manifest.Ref{Kind: "StatefulSet", Namespace: ns, Name: "db"}
+	config := rest.CopyConfig(p.config)
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return &ahead{next: next, of: "/statefulsets/db/scale", do: func() {
+			s.patchAs("kubectl-patch", db, `{"spec":{"persistentVolumeClaimRetentionPolicy":{"whenScaled":"Delete"}}}`)
+		}}
+	})
+	late, err := connect(p.c, config)
+	s.must(err)
+	for _, by := range []*Platform{late, p} {
+		if err := by.Scale(ctx, "d1/s", db, 0); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "whenScaled: Retain") {
+			t.Errorf("kind %q: %v", fault.KindOf(err), err)
+		}
 	}
+}
+
+// ahead does something just before the first request to a path.
+type ahead struct {
+	next http.RoundTripper
+	of   string
+	do   func()
+	once sync.Once
+}
+
+func (a *ahead) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(r.URL.Path, a.of) {
+		a.once.Do(a.do)
+	}
+	return a.next.RoundTrip(r)
 }
 
 // TestClaimsOutliveTheirStatefulSet: a delivery that made a StatefulSet is taken back, and its claims stay, although they are to

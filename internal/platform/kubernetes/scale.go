@@ -2,11 +2,8 @@ package kubernetes
 
 import (
 	"context"
-	"fmt"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -23,18 +20,13 @@ func (p *Platform) scaleTo(ctx context.Context, workload manifest.Ref, replicas 
 	if err != nil {
 		return err
 	}
-	if workload.Kind == "StatefulSet" && replicas == 0 {
-		live, err := p.read(ctx, workload)
-		if err != nil {
-			return err
-		}
-		if when, _, _ := unstructured.NestedString(live.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenScaled"); when == "Delete" {
-			return fault.WithRemedy(fault.Newf(fault.Invalid, "%s is not stopped: its persistentVolumeClaimRetentionPolicy deletes the claims, and the data with them", workload),
+	err = p.patch(ctx, in, workload, func(live *unstructured.Unstructured) ([]operation, error) {
+		if when, _, _ := unstructured.NestedString(live.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenScaled"); replicas == 0 && when == "Delete" {
+			return nil, fault.WithRemedy(fault.Newf(fault.Invalid, "%s is not stopped: its persistentVolumeClaimRetentionPolicy deletes the claims, and the data with them", workload),
 				"set whenScaled: Retain in its persistentVolumeClaimRetentionPolicy")
 		}
-	}
-	body := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas)
-	_, err = in.Patch(ctx, workload.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: manager}, "scale")
+		return []operation{{Op: "add", Path: "/spec/replicas", Value: replicas}}, nil
+	}, "scale")
 	return failed(err, "scale %s to %d", workload, replicas)
 }
 

@@ -112,9 +112,9 @@ func disown(live *unstructured.Unstructured) []operation {
 	return []operation{{Op: "replace", Path: "/metadata/managedFields", Value: fields}}
 }
 
-// patch changes a live object by a JSON patch that holds only while the object is as it was read.
+// patch changes a live object, or a subresource of it, by a JSON patch that holds only while the object is as it was read.
 func (p *Platform) patch(ctx context.Context, in dynamic.ResourceInterface, ref manifest.Ref,
-	change func(*unstructured.Unstructured) ([]operation, error)) error {
+	change func(*unstructured.Unstructured) ([]operation, error), subresources ...string) error {
 	var last error
 	for range attempts {
 		live, err := in.Get(ctx, ref.Name, metav1.GetOptions{})
@@ -130,7 +130,7 @@ func (p *Platform) patch(ctx context.Context, in dynamic.ResourceInterface, ref 
 		if err != nil {
 			return err
 		}
-		_, err = in.Patch(ctx, ref.Name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: manager})
+		_, err = in.Patch(ctx, ref.Name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: manager}, subresources...)
 		if err == nil {
 			return nil
 		}
