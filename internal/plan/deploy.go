@@ -250,7 +250,7 @@ func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Objec
 		{"swap", "swap the volumes", KindSwap},
 		{"open", "open " + d.Name, KindOpen},
 	} {
-		path, err := b.add(Deploy, prefix+"/"+n.name, n.title, n.kind, a, after)
+		path, err := b.add(Deploy, prefix+"/"+n.name, n.title, n.kind, a, after, nobodyIsAsked)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -258,6 +258,9 @@ func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Objec
 	}
 	return rest, after, nil
 }
+
+// nobodyIsAsked rolls back whatever does not pass: production stands still for as long as somebody would be waited for.
+func nobodyIsAsked(n *Node) { n.OnInconclusive = "rollback" }
 
 // apply adds a node that applies objects and waits for them; nothing where there are none.
 func (b *targetPlan) apply(name string, objects []manifest.Object, after []string) ([]string, error) {

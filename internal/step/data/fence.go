@@ -117,10 +117,9 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		}
 	}
 	c.Progress("closing %d Service(s) and stopping %s", len(s.Services), a.Database.Workload)
-	if err := st.shut(ctx, c.Key, p, f, a, s); err != nil {
-		return step.Outcome{}, err
-	}
-	return step.Done(delivery.Pass, fmt.Sprintf("nobody can write to %s since %s", a.Database.Name, s.Since.Format(time.TimeOnly))), nil
+	return inTime(ctx, c, a, s, func(within context.Context) (step.Outcome, error) {
+		return step.Done(delivery.Pass, fmt.Sprintf("nobody can write to %s since %s", a.Database.Name, s.Since.Format(time.TimeOnly))), st.shut(within, c.Key, p, f, a, s)
+	})
 }
 
 // keepsClaims refuses a workload that would lose its claims when it is stopped, before anything of it is closed: the running one
@@ -265,11 +264,23 @@ func (p Path) describe() string {
 	}
 }
 
-// left returns the rest of the fence's time.
-func left(a plan.DataArgs, s fenced, now time.Time) (time.Duration, error) {
-	rest := deadline(a) - now.Sub(s.Since)
+// inTime does a part of the upgrade behind the fence within what is left of the fence's time. What has not passed by then fails,
+// so that R0 follows by itself.
+func inTime(ctx context.Context, c step.Call, a plan.DataArgs, s fenced, do func(within context.Context) (step.Outcome, error)) (step.Outcome, error) {
+	over := fmt.Sprintf("the fence stands for %s, its deadline", deadline(a))
+	rest := deadline(a) - c.Now.Sub(s.Since)
 	if rest <= 0 {
-		return 0, fault.Newf(fault.Invalid, "the fence stands for %s, its deadline", deadline(a))
+		return step.Done(delivery.Fail, over), nil
 	}
-	return rest, nil
+	within, cancel := context.WithTimeout(ctx, rest)
+	defer cancel()
+	out, err := do(within)
+	switch {
+	case within.Err() == nil || ctx.Err() != nil || err == nil && out.Verdict == delivery.Pass:
+		return out, err
+	case err != nil:
+		return step.Done(delivery.Fail, over+": "+err.Error()), nil
+	}
+	out.Verdict, out.Message = delivery.Fail, over+": "+out.Message
+	return out, nil
 }

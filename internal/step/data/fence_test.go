@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/deployfile"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/store"
 	"github.com/sluice-cd/sluice/internal/volume"
@@ -137,4 +138,55 @@ func TestProductionDoesNotWaitForTheClone(t *testing.T) {
 	for _, c := range s.copies("d1") {
 		t.Errorf("the copy %s is left behind", c.ID())
 	}
+}
+
+// TestTheFenceEndsInTime has what is done behind the fence take longer than the fence may stand: it is not waited for, and R0
+// follows by itself.
+func TestTheFenceEndsInTime(t *testing.T) {
+	within := func(d time.Duration) *deployfile.File {
+		f := file(false)
+		f.Data.Databases[0].Upgrade.Deadline = d
+		return f
+	}
+	t.Run("the old version does not stop", func(t *testing.T) {
+		s := newSite(t)
+		s.install(strings.Replace(mongoAt("mongo:lingering", ""), "    spec:\n      containers:\n      - name: mongo", "    spec:\n      terminationGracePeriodSeconds: 300\n      containers:\n      - name: mongo", 1))
+		before := s.place("before", 10)
+		end := func() {
+			if err := os.WriteFile(filepath.Join(s.bound("data-mongo-0"), "end"), nil, 0o644); err != nil {
+				t.Error(err)
+			}
+		}
+		defer end()
+		s.deploy("d1", within(time.Second), "", mongoAt("mongo:2", ""))
+		d := s.until("d1", "going back", deliveryWhere("production/deploy/orders/fence", func(n delivery.NodeStatus) bool { return n.Phase == delivery.StepUndoing }))
+		if m := d.Status.Nodes["production/deploy/orders/fence"].Ran.Message; !strings.Contains(m, "the fence stands for 1s, its deadline") || !strings.Contains(m, "not stopped") {
+			t.Errorf("the fence says: %s", m)
+		}
+		end()
+		d = s.until("d1", "done", done)
+		if got := d.Status.Targets["production"].State; got != delivery.RolledBack || s.running() != "mongo:lingering" {
+			t.Errorf("production is %s and runs %s\n%s", got, s.running(), steps(d))
+		}
+		s.holds(before)
+	})
+	t.Run("the new version is not accepted", func(t *testing.T) {
+		s := newSite(t)
+		s.install(mongoAt("mongo:1", ""))
+		before := s.place("before", 10)
+		s.isolated.applied = func(ctx context.Context, key string) error {
+			if !strings.HasSuffix(key, "/swap/1/apply") {
+				return nil
+			}
+			s.isolated.applied = nil
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		s.deploy("d1", within(8*time.Second), "", mongoAt("mongo:2", ""))
+		d := s.until("d1", "done", done)
+		if n := d.Status.Nodes["production/deploy/orders/swap"]; n.Ran == nil || !strings.Contains(n.Ran.Message, "the fence stands for 8s, its deadline") {
+			t.Errorf("the swap says: %s\n%s", n.Message, steps(d))
+		}
+		s.rolledBack(d.Status, before)
+	})
 }

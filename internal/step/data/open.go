@@ -105,6 +105,16 @@ func (st open) Undo(ctx context.Context, c step.Call) (step.Outcome, error) {
 		}
 		return st.restore(ctx, c, k, s, "")
 	}
+	if s.Path == R1App {
+		// It stays open. Where the opening itself has failed, it is not yet.
+		f, err := optional[platform.Fencer](k.p, "hold connections back")
+		if err != nil {
+			return step.Outcome{}, err
+		}
+		if err := f.Open(ctx, c.Key+"/open", k.f.Services); err != nil {
+			return step.Outcome{}, err
+		}
+	}
 	return step.Done(delivery.Pass, "the way back is "+s.Path.describe()), nil
 }
 

@@ -39,9 +39,11 @@ func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil || k.f.Unchanged {
 		return unchanged(), err
 	}
-	if _, err := left(k.a, k.f, c.Now); err != nil {
-		return step.Done(delivery.Fail, err.Error()), nil
-	}
+	return inTime(ctx, c, k.a, k.f, func(within context.Context) (step.Outcome, error) { return st.forward(within, c, k) })
+}
+
+// forward is Run within what is left of the fence's time.
+func (st swap) forward(ctx context.Context, c step.Call, k fencedCall) (step.Outcome, error) {
 	s, err := saved[swapped](c.Saved)
 	if err != nil {
 		return step.Outcome{}, err
@@ -63,7 +65,8 @@ func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	}
 	s.Old = old.ID()
 	c.Progress("starting %s on the upgraded volumes, behind the fence", k.next.images())
-	refusal, err := s.Change(ctx, func() error { return c.Save(ctx, s) }, st.apply(ctx, c, k))
+	// What was applied is kept also where the time has ended meanwhile.
+	refusal, err := s.Change(ctx, func() error { return c.Save(context.WithoutCancel(ctx), s) }, st.apply(ctx, c, k))
 	switch {
 	case err != nil:
 		return step.Outcome{}, err

@@ -2,7 +2,6 @@ package data
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -87,12 +86,6 @@ func (st upgradeClone) Run(ctx context.Context, c step.Call) (step.Outcome, erro
 	if err != nil || k.f.Unchanged {
 		return unchanged(), err
 	}
-	rest, err := left(k.a, k.f, c.Now)
-	if err != nil {
-		return step.Done(delivery.Fail, err.Error()), nil
-	}
-	within, cancel := context.WithTimeout(ctx, rest)
-	defer cancel()
 	s, err := saved[upgraded](c.Saved)
 	if err != nil {
 		return step.Outcome{}, err
@@ -103,13 +96,15 @@ func (st upgradeClone) Run(ctx context.Context, c step.Call) (step.Outcome, erro
 		return step.Outcome{}, err
 	}
 	start := time.Now()
-	if err := st.upgrade(within, c, k, s); err != nil {
-		if ctx.Err() != nil || fault.Is(err, fault.Transient) {
-			return step.Outcome{}, err
+	return inTime(ctx, c, k.a, k.f, func(within context.Context) (step.Outcome, error) {
+		if err := st.upgrade(within, c, k, s); err != nil {
+			if within.Err() != nil || fault.Is(err, fault.Transient) {
+				return step.Outcome{}, err
+			}
+			return step.Done(delivery.Fail, "the upgrade of a clone failed: "+err.Error()), nil
 		}
-		return step.Done(delivery.Fail, "the upgrade of a clone failed: "+err.Error()), nil
-	}
-	return step.Done(delivery.Pass, fmt.Sprintf("a clone of the checkpoint runs %s after %d migration Job(s), in %s", k.next.images(), len(k.jobs), since(start))), nil
+		return step.Done(delivery.Pass, fmt.Sprintf("a clone of the checkpoint runs %s after %d migration Job(s), in %s", k.next.images(), len(k.jobs), since(start))), nil
+	})
 }
 
 func (st upgradeClone) upgrade(ctx context.Context, c step.Call, k fencedCall, s upgraded) error {
@@ -210,10 +205,6 @@ func (st quickVerify) Run(ctx context.Context, c step.Call) (step.Outcome, error
 	if err != nil || k.f.Unchanged {
 		return unchanged(), err
 	}
-	rest, err := left(k.a, k.f, c.Now)
-	if err != nil {
-		return step.Done(delivery.Fail, err.Error()), nil
-	}
 	u, err := group[upgraded](c, k.a, "upgrade")
 	if err != nil {
 		return step.Outcome{}, err
@@ -225,13 +216,7 @@ func (st quickVerify) Run(ctx context.Context, c step.Call) (step.Outcome, error
 	if s, err = s.begin(ctx, c); err != nil {
 		return step.Outcome{}, err
 	}
-	within, cancel := context.WithTimeout(ctx, rest)
-	defer cancel()
-	out, err := st.verify(within, c, k, u, s)
-	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-		return step.Done(delivery.Fail, "the fence's deadline passed before every row was compared"), nil
-	}
-	return out, err
+	return inTime(ctx, c, k.a, k.f, func(within context.Context) (step.Outcome, error) { return st.verify(within, c, k, u, s) })
 }
 
 func (k fencedCall) before() plan.Site {
