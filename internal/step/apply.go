@@ -3,6 +3,7 @@ package step
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -175,6 +176,13 @@ func shifterOf(ports Ports, account string) (platform.Platform, platform.Shifter
 	return p, s, nil
 }
 
+// within gives a platform that long for what waits for pods.
+func within(ctx context.Context, timeout time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return do(ctx)
+}
+
 // begin starts a canary. Where the platform cannot keep changed settings from the old version, they are applied before.
 func begin(ctx context.Context, p platform.Platform, s platform.Shifter, c Call, a plan.ApplyArgs) ([]platform.Change, error) {
 	if apart, ok := p.(platform.Separator); ok {
@@ -228,7 +236,7 @@ func (st startCanary) Undo(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if err := shift.Abort(ctx, c.Key+"/abort", refs(a.Objects, a.Namespace)); err != nil {
+	if err := within(ctx, a.Timeout, func(ctx context.Context) error { return shift.Abort(ctx, c.Key+"/abort", refs(a.Objects, a.Namespace)) }); err != nil {
 		return Outcome{}, err
 	}
 	if err := p.Revert(ctx, c.Key+"/revert", changes); err != nil {
@@ -265,7 +273,7 @@ func (st setWeight) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if err := s.SetWeight(ctx, c.Key+"/weight", a.Deployments, a.Weight); err != nil {
+	if err := within(ctx, a.Timeout, func(ctx context.Context) error { return s.SetWeight(ctx, c.Key+"/weight", a.Deployments, a.Weight) }); err != nil {
 		return verdict(ctx, err)
 	}
 	if err := Await(ctx, p, a.Timeout, "ready", a.Deployments, Ready); err != nil {
@@ -284,7 +292,8 @@ func (st setWeight) Undo(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	return Done(delivery.Pass, "the old version gets all traffic"), s.SetWeight(ctx, c.Key+"/undo", a.Deployments, 0)
+	err = within(ctx, a.Timeout, func(ctx context.Context) error { return s.SetWeight(ctx, c.Key+"/undo", a.Deployments, 0) })
+	return Done(delivery.Pass, "the old version gets all traffic"), err
 }
 
 // promote makes the new version the stable one.
@@ -307,7 +316,7 @@ func (st promote) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if err := s.Promote(ctx, c.Key+"/promote", a.Deployments); err != nil {
+	if err := within(ctx, a.Timeout, func(ctx context.Context) error { return s.Promote(ctx, c.Key+"/promote", a.Deployments) }); err != nil {
 		return verdict(ctx, err)
 	}
 	if err := Await(ctx, p, a.Timeout, "ready", a.Deployments, Ready); err != nil {

@@ -163,6 +163,41 @@ func TestWeights(t *testing.T) {
 	}
 }
 
+// hanging is a platform that waits for pods which never come.
+type hanging struct{ *noted }
+
+func (hanging) SetWeight(ctx context.Context, _ string, _ []manifest.Ref, _ int) error {
+	<-ctx.Done()
+	return fault.Newf(fault.Invalid, "web is not ready: %w", ctx.Err())
+}
+
+func (h hanging) Promote(ctx context.Context, key string, refs []manifest.Ref) error {
+	return h.SetWeight(ctx, key, refs, 100)
+}
+
+func (h hanging) Abort(ctx context.Context, key string, refs []manifest.Ref) error {
+	return h.SetWeight(ctx, key, refs, 0)
+}
+
+// TestWaitsOfThePlatformEnd: what shifts traffic waits for pods itself, and no longer than the step may.
+func TestWaitsOfThePlatformEnd(t *testing.T) {
+	po := ports()
+	po.Platform = func(string) (platform.Platform, error) { return hanging{&noted{}}, nil }
+	args := plan.WeightArgs{Account: "here", Deployments: []manifest.Ref{{Kind: "Deployment", Name: "web"}}, Timeout: 10 * time.Millisecond}
+	for _, st := range []Step{setWeight{po}, promote{po}} {
+		if out := newRunner(t, st, args).enter(); out.Verdict != delivery.Fail || !strings.Contains(out.Message, "web is not ready") {
+			t.Errorf("%T: %+v", st, out)
+		}
+	}
+	a := applying()
+	a.Timeout = args.Timeout
+	for _, r := range []*runner{newRunner(t, setWeight{po}, args), newRunner(t, startCanary{po}, a)} {
+		if _, err := r.step.Undo(t.Context(), r.call); !fault.Is(err, fault.Invalid) {
+			t.Errorf("the undo of %T: %v", r.step, err)
+		}
+	}
+}
+
 // still is a platform that cannot shift traffic.
 type still struct{ platform.Platform }
 

@@ -2,10 +2,13 @@ package kubernetes
 
 import (
 	"context"
+	"errors"
 	"reflect"
+	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
@@ -102,10 +105,53 @@ func (p *Platform) demote(ctx context.Context, s shifted) error {
 
 // returns waits until the old version is ready, whatever it goes through until then: what else could be waited for?
 func (p *Platform) returns(ctx context.Context, s *shifted) error {
-	err := p.states(ctx, s.ref, func(st platform.State) (bool, error) { return st.Ready, nil })
+	err := p.handOver(ctx, *s, true)
 	if err != nil {
 		return err
 	}
 	s.stable, err = p.read(ctx, s.ref) // which ReplicaSet is its newest is another than before
+	return err
+}
+
+// handOver waits until the stable Deployment is ready. Where chance shares the traffic out among all pods, the canary's go as the
+// stable ones come: a quota may leave no room for all of both.
+func (p *Platform) handOver(ctx context.Context, s shifted, patient bool) error {
+	apart, err := p.pinned(ctx, s.stable)
+	if err != nil {
+		return err
+	}
+	if apart || s.canary == nil || len(s.start.Routes) > 0 {
+		return p.becomes(ctx, s.ref, patient, nil)
+	}
+	has, _ := replicasOf(s.canary)
+	return p.becomes(ctx, s.ref, patient, func(now platform.State) error {
+		to := max(1, s.replicas-int64(now.Replicas))
+		if to >= has {
+			return nil
+		}
+		has = to
+		return p.scaleTo(ctx, s.canaryRef(), to)
+	})
+}
+
+// becomes waits until a version is ready, and tells on the way how it is. Where it is not before ctx has no more time, the error
+// says what it lacks. Whoever is patient does not give up before, however it looks.
+func (p *Platform) becomes(ctx context.Context, ref manifest.Ref, patient bool, tell func(platform.State) error) error {
+	start, last := time.Now(), platform.State{}
+	err := p.states(ctx, ref, func(now platform.State) (bool, error) {
+		last = now
+		if now.Failed && !patient {
+			return false, fault.Newf(fault.Invalid, "%s failed: %s: %s", ref, now.Reason, now.Message)
+		}
+		if tell != nil {
+			if err := tell(now); err != nil {
+				return false, err
+			}
+		}
+		return now.Ready, nil
+	})
+	if errors.Is(err, context.DeadlineExceeded) && last.Exists {
+		return fault.Newf(fault.Invalid, "%s is not ready after %s: %s: %s", ref, time.Since(start).Round(time.Second), last.Reason, last.Message)
+	}
 	return err
 }

@@ -159,7 +159,7 @@ func (p *Platform) grow(ctx context.Context, ref manifest.Ref, live *unstructure
 			return err
 		}
 	}
-	return p.await(ctx, ref, isReady)
+	return p.becomes(ctx, ref, false, nil)
 }
 
 func (p *Platform) shrink(ctx context.Context, ref manifest.Ref, live *unstructured.Unstructured, to int64) error {
@@ -204,7 +204,7 @@ func (p *Platform) Promote(ctx context.Context, key string, refs []manifest.Ref)
 		if err := p.journal.note(ctx, s.rec); err != nil {
 			return err
 		}
-		if err := p.await(ctx, s.ref, isReady); err != nil {
+		if err := p.handOver(ctx, s, false); err != nil {
 			return err
 		}
 		if err := p.keeps(ctx, s.ref, s.start.After); err != nil {
@@ -265,7 +265,8 @@ func (p *Platform) endCanary(ctx context.Context, s shifted) error {
 	if err := p.deleteLive(ctx, in, s.canary); err != nil {
 		return failed(err, "delete %s", s.canaryRef())
 	}
-	return p.await(ctx, s.canaryRef(), func(st platform.State) bool { return !st.Exists })
+	gone := func(st platform.State) bool { return !st.Exists }
+	return failed(p.await(ctx, s.canaryRef(), gone), "wait until %s is gone", s.canaryRef())
 }
 
 func isReady(s platform.State) bool { return s.Ready }

@@ -91,8 +91,8 @@ func (w *watcher) one(ctx context.Context, ref manifest.Ref, o *unstructured.Uns
 		if t.after > 0 && (wait == 0 || t.after < wait) {
 			wait = t.after
 		}
-		if t.reason == "" {
-			continue
+		if t.reason == "" || short(o) != "" && !t.failed {
+			continue // that others cannot be made says more
 		}
 		s.Reason, s.Message = t.reason, t.message
 		if t.failed {
@@ -139,34 +139,50 @@ func computed(ref manifest.Ref, o *unstructured.Unstructured) platform.State {
 		for _, c := range r.Conditions {
 			s.Reason = c.Reason
 		}
+		if why := short(o); why != "" {
+			s.Reason, s.Message = "FailedCreate", why
+		}
 	}
 	return s
+}
+
+// short tells why a Deployment's pods cannot be made, "" where they can. It is no failure yet: room may be made for them.
+func short(o *unstructured.Unstructured) string {
+	c := conditionOf(o, "ReplicaFailure")
+	if c["status"] != "True" {
+		return ""
+	}
+	why, _ := c["message"].(string)
+	if strings.Contains(why, "exceeded quota") {
+		why += " (raise the namespace's ResourceQuota or ask for less)"
+	}
+	return why
 }
 
 // outdated reports whether what a Deployment says of its progress is about another version than its newest: when it goes back
 // to a ReplicaSet that it had, its controller repeats that of the failed one until there is some progress.
 func (w *watcher) outdated(d *unstructured.Unstructured) bool {
-	list, _, _ := unstructured.NestedSlice(d.Object, "status", "conditions")
-	for _, v := range list {
-		c, _ := v.(map[string]any)
-		said, _ := c["message"].(string)
-		if c["type"] != "Progressing" || !strings.HasPrefix(said, "ReplicaSet ") {
-			continue
-		}
-		rs := newest(d, w.list(source{replicaSets(), d.GetNamespace(), "", ""}))
-		return rs == nil || !strings.HasPrefix(said, fmt.Sprintf("ReplicaSet %q ", rs.GetName()))
+	said, _ := conditionOf(d, "Progressing")["message"].(string)
+	if !strings.HasPrefix(said, "ReplicaSet ") {
+		return false
 	}
-	return false
+	rs := newest(d, w.list(source{replicaSets(), d.GetNamespace(), "", ""}))
+	return rs == nil || !strings.HasPrefix(said, fmt.Sprintf("ReplicaSet %q ", rs.GetName()))
 }
 
 func condition(o *unstructured.Unstructured, kind string) bool {
+	return conditionOf(o, kind)["status"] == "True"
+}
+
+// conditionOf returns what an object says of a kind, nil where it says nothing.
+func conditionOf(o *unstructured.Unstructured, kind string) map[string]any {
 	list, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
 	for _, v := range list {
 		if c, ok := v.(map[string]any); ok && c["type"] == kind {
-			return c["status"] == "True"
+			return c
 		}
 	}
-	return false
+	return nil
 }
 
 func images(o *unstructured.Unstructured) []string {
