@@ -8,7 +8,7 @@ const Manager = "sluice"
 
 // The labels of objects that Sluice makes.
 const (
-	DeliveryLabel  = "sluice.dev/delivery" // the delivery that made the object; who may delete what has it, may delete nothing else
+	DeliveryLabel  = "sluice.dev/delivery" // the delivery that made or last applied the object
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 )
 

@@ -197,7 +197,7 @@ func (l *lab) refused(t *testing.T, copier, restorer cluster, live volume.Place,
 	if err != nil {
 		t.Fatal(err)
 	}
-	labelled := []byte(`{"metadata":{"labels":{"` + kube.DeliveryLabel + `":"d"}}}`)
+	labelled := []byte(`{"metadata":{"labels":{"` + copyLabel + `":"d"}}}`)
 	remove := func(c cluster, k kind, namespace, name string) error {
 		return c.in(k, namespace).Delete(t.Context(), name, metav1.DeleteOptions{})
 	}
@@ -205,7 +205,14 @@ func (l *lab) refused(t *testing.T, copier, restorer cluster, live volume.Place,
 		_, err := c.in(k, namespace).Patch(t.Context(), name, types.MergePatchType, patch, metav1.PatchOptions{})
 		return err
 	}
-	mine := map[string]any{"name": l.name + "-mine", "labels": map[string]any{kube.DeliveryLabel: "d"}}
+	// What a delivery has applied bears its label, and is no copy.
+	for _, o := range []object{l.object(t, claims(), live.Namespace, live.Claim), l.object(t, claims(), live.Namespace, "theirs"), l.object(t, snapshots(), live.Namespace, "theirs")} {
+		applied := []byte(`{"metadata":{"labels":{"` + kube.DeliveryLabel + `":"d"}}}`)
+		if err := change(l.cluster(prod), kindOf(o), live.Namespace, o.GetName(), applied); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mine := map[string]any{"name": l.name + "-mine", "labels": map[string]any{copyLabel: "d"}}
 	for what, err := range map[string]error{
 		"the copier deletes production's claim":  remove(copier, claims(), live.Namespace, live.Claim),
 		"the copier deletes somebody's claim":    remove(copier, claims(), live.Namespace, "theirs"),
@@ -223,7 +230,7 @@ func (l *lab) refused(t *testing.T, copier, restorer cluster, live volume.Place,
 		}(),
 		"the copier makes a claim of a volume that is there": func() error {
 			o := unlabelled(live.Namespace)
-			o.SetLabels(map[string]string{kube.DeliveryLabel: "d"})
+			o.SetLabels(map[string]string{copyLabel: "d"})
 			_ = unstructured.SetNestedField(o.Object, original, "spec", "volumeName")
 			_, err := copier.in(claims(), live.Namespace).Create(t.Context(), o, metav1.CreateOptions{})
 			return err

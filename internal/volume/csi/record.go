@@ -17,7 +17,7 @@ import (
 // What is known about copies is kept on the objects that they consist of, so that data and knowledge live and die together:
 // a cut is its snapshot, a clone its claim, and a volume that a swap has taken out of service or brought in keeps it itself.
 const (
-	copyLabel = "sluice.dev/copy" // on what was made for a copy: the hash of its id
+	copyLabel = "sluice.dev/copy" // on what was made for a copy: the hash of its id; whoever copies may delete what has it, and nothing else
 	copyNote  = "sluice.dev/copy" // the record, as JSON
 
 	volumeLabel = "sluice.dev/copies" // on volumes that are copies; several copies may be one volume
