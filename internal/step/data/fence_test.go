@@ -122,8 +122,10 @@ func TestProductionDoesNotWaitForTheClone(t *testing.T) {
 	s.install(mongoAt("mongo:1", ""))
 	before := s.place("before", 100)
 	next := strings.Replace(mongoAt("mongo:lingering", "fails"), "    spec:\n      containers:\n      - name: mongo", "    spec:\n      terminationGracePeriodSeconds: 300\n      containers:\n      - name: mongo", 1)
-	s.deploy("d1", file(false), "", next)
 	clone := ""
+	end := func() { _ = os.WriteFile(filepath.Join(clone, "end"), nil, 0o644) }
+	defer end() // also where the test fails, as the platform waits for the pod, too
+	s.deploy("d1", file(false), "", next)
 	s.until("d1", "back", func(d store.Delivery) bool {
 		if n := d.Status.Nodes["production/deploy/orders/upgrade"]; clone == "" && n.Order != 0 {
 			clone, _ = s.platform.Bound(t.Context(), volume.Place{Account: "here", Namespace: "prod-upgrade", Claim: "data-mongo-0"})
@@ -131,9 +133,7 @@ func TestProductionDoesNotWaitForTheClone(t *testing.T) {
 		return d.Status.Nodes["production/deploy/orders/fence"].Phase == delivery.StepUndone
 	})
 	s.holds(before)
-	if err := os.WriteFile(filepath.Join(clone, "end"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	end()
 	s.rolledBack(s.until("d1", "done", done).Status, before)
 	for _, c := range s.copies("d1") {
 		t.Errorf("the copy %s is left behind", c.ID())
