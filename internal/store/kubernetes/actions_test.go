@@ -31,17 +31,24 @@ func asking(t *testing.T, id string) delivery.Spec {
 		Nodes: []plan.Node{{Path: approval, Target: "prod", Phase: plan.Deploy, Kind: plan.KindApproval, Args: args}}}}
 }
 
-// carried has an engine carry the deliveries of a fake, where bob and carol are dbas, until the test or stop ends it.
-func carried(t *testing.T, f *fake) (s *Store, stop func()) {
+// users are how people and a controller reach the deliveries of one namespace.
+type users func(user string) Config
+
+// carried has an engine carry the deliveries, where bob and carol are dbas, until the test or stop ends it.
+func (u users) carried(t *testing.T) (s *Store, stop func()) {
 	t.Helper()
-	o := f.config(t, "controller")
+	o := u("controller")
 	o.Roles = func(user string) []string {
 		if user == "bob" || user == "carol" {
 			return []string{"dba"}
 		}
 		return nil
 	}
-	s = f.open(t, o)
+	s, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	e := engine.New(engine.Options{Store: s, Steps: step.Simple(step.Ports{}), Log: o.Log})
@@ -55,19 +62,19 @@ func carried(t *testing.T, f *fake) (s *Store, stop func()) {
 }
 
 // asked makes a delivery that asks for its approval, and has no controller any more.
-func (f *fake) asked(t *testing.T, id string) {
+func (u users) asked(t *testing.T, id string) {
 	t.Helper()
-	s, stop := carried(t, f)
+	s, stop := u.carried(t)
 	defer stop()
 	if _, err := s.Create(t.Context(), asking(t, id)); err != nil {
 		t.Fatal(err)
 	}
-	until(t, f, id, asks)
+	u.until(t, id, asks)
 }
 
-func (f *fake) remote(t *testing.T, user string) *Remote {
+func (u users) remote(t *testing.T, user string) *Remote {
 	t.Helper()
-	r, err := NewRemote(f.config(t, user))
+	r, err := NewRemote(u(user))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,9 +82,9 @@ func (f *fake) remote(t *testing.T, user string) *Remote {
 }
 
 // act keeps a decision and waits for nobody.
-func (f *fake) act(t *testing.T, id, by string, sig delivery.Signal) {
+func (u users) act(t *testing.T, id, by string, sig delivery.Signal) {
 	t.Helper()
-	r := f.remote(t, by)
+	r := u.remote(t, by)
 	d, err := get[v1alpha1.Delivery](t.Context(), r.c, deliveries, id)
 	if err != nil {
 		t.Fatal(err)
@@ -89,12 +96,12 @@ func (f *fake) act(t *testing.T, id, by string, sig delivery.Signal) {
 }
 
 // until waits until a delivery is as a test wants it.
-func until(t *testing.T, f *fake, id string, is func(*v1alpha1.Delivery) bool) *v1alpha1.Delivery {
+func (u users) until(t *testing.T, id string, is func(*v1alpha1.Delivery) bool) *v1alpha1.Delivery {
 	t.Helper()
 	var last *v1alpha1.Delivery
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if err := f.remote(t, "test").follow(ctx, id, func(d *v1alpha1.Delivery, _ *mirror) (bool, error) { last = d; return is(d), nil }); err != nil {
+	if err := u.remote(t, "test").follow(ctx, id, func(d *v1alpha1.Delivery, _ *mirror) (bool, error) { last = d; return is(d), nil }); err != nil {
 		t.Fatalf("%v; last seen: %+v", err, last)
 	}
 	return last
@@ -104,6 +111,11 @@ func asks(d *v1alpha1.Delivery) bool { return d.Status.Step == approval }
 
 // TestRefusedApproval has somebody decide who may not, and then somebody who may.
 func TestRefusedApproval(t *testing.T) {
+	refusedApprovals(t, func(t *testing.T) users { return newFake(t).users(t) })
+}
+
+// refusedApprovals runs its cases each in a place of its own.
+func refusedApprovals(t *testing.T, place func(*testing.T) users) {
 	approve := delivery.Signal{Key: "approve/" + approval, Kind: delivery.Approve, Path: approval}
 	type decision struct {
 		by      string
@@ -121,20 +133,20 @@ func TestRefusedApproval(t *testing.T) {
 		"the second who may is told":           {[]string{"carol", "bob"}, nil, []string{"bob"}, delivery.Succeeded},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := newFake(t)
-			f.asked(t, "d")
+			u := place(t)
+			u.asked(t, "d")
 			for _, by := range c.waiting {
-				f.act(t, "d", by, approve)
+				u.act(t, "d", by, approve)
 			}
-			carried(t, f)
+			u.carried(t)
 			for _, by := range c.then {
-				won, err := f.remote(t, by.by).Signal(t.Context(), "d", approve)
+				won, err := u.remote(t, by.by).Signal(t.Context(), "d", approve)
 				if refused := fault.Is(err, fault.Denied) && strings.Contains(err.Error(), "none of the roles"); refused != by.refused || !refused && (err != nil || !won) {
 					t.Errorf("%s is told %v, %v", by.by, won, err)
 				}
 			}
-			d := until(t, f, "d", func(d *v1alpha1.Delivery) bool { return d.Status.Done })
-			all, err := f.remote(t, "test").actionsOf(t.Context(), "d")
+			d := u.until(t, "d", func(d *v1alpha1.Delivery) bool { return d.Status.Done })
+			all, err := u.remote(t, "test").actionsOf(t.Context(), "d")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -147,9 +159,9 @@ func TestRefusedApproval(t *testing.T) {
 			if slices.Sort(refused); d.Status.Phase != string(c.state) || !slices.Equal(refused, c.refused) || len(d.Status.Taken) != len(all) {
 				t.Errorf("the delivery is %s; %q are refused: %+v", d.Status.Phase, refused, d.Status.Refused)
 			}
-			told := f.told(t, f.remote(t, "test").c, len(c.refused), func(e corev1.Event) bool { return e.Reason == "ActionRefused" })
-			if len(told) != len(c.refused) {
-				t.Errorf("Events tell of refusals: %+v", told)
+			events := told(t, u.remote(t, "test").c, len(c.refused), func(e corev1.Event) bool { return e.Reason == "ActionRefused" })
+			if len(events) != len(c.refused) {
+				t.Errorf("Events tell of refusals: %+v", events)
 			}
 		})
 	}
@@ -158,14 +170,15 @@ func TestRefusedApproval(t *testing.T) {
 // TestRepeatedDecision repeats a request whose answer was lost.
 func TestRepeatedDecision(t *testing.T) {
 	f := newFake(t)
-	f.asked(t, "d")
+	u := f.users(t)
+	u.asked(t, "d")
 	approve := delivery.Signal{Key: "approve/" + approval, Kind: delivery.Approve, Path: approval}
-	f.act(t, "d", "bob", approve)
-	carried(t, f)
-	if _, err := f.remote(t, "bob").Signal(t.Context(), "d", approve); err != nil && !fault.Is(err, fault.Conflict) { // it may have been taken in before
+	u.act(t, "d", "bob", approve)
+	u.carried(t)
+	if _, err := u.remote(t, "bob").Signal(t.Context(), "d", approve); err != nil && !fault.Is(err, fault.Conflict) { // it may have been taken in before
 		t.Fatal(err)
 	}
-	until(t, f, "d", func(d *v1alpha1.Delivery) bool { return d.Status.Done })
+	u.until(t, "d", func(d *v1alpha1.Delivery) bool { return d.Status.Done })
 	if all := f.names(actions); len(all) != 1 {
 		t.Errorf("the decision is kept as %q", all)
 	}

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -16,7 +17,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 )
 
 // fake is as much of an API server as the store asks for, so that a test can lose answers and hold back what watches tell.
@@ -62,6 +65,15 @@ func (f *fake) config(t *testing.T, user string) Config {
 	return Config{Credentials: f.as(user), Namespace: "sluice", Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 }
 
+func (f *fake) users(t *testing.T) users {
+	return func(user string) Config { return f.config(t, user) }
+}
+
+func (f *fake) remote(t *testing.T, user string) *Remote {
+	t.Helper()
+	return f.users(t).remote(t, user)
+}
+
 func (f *fake) open(t *testing.T, o Config) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), o)
@@ -103,30 +115,38 @@ func (f *fake) names(resource string) []string {
 }
 
 // told waits until there are so many Events that a test asks for, and returns them.
-func (f *fake) told(t *testing.T, c *client, most int, asked func(corev1.Event) bool) []corev1.Event {
+func told(t *testing.T, c *client, most int, asked func(corev1.Event) bool) []corev1.Event {
 	t.Helper()
-	line := make(chan []byte, 10000)
-	f.mu.Lock()
-	f.watchers[line] = watched{resource: events}
-	f.mu.Unlock()
-	defer func() {
-		f.mu.Lock()
-		delete(f.watchers, line)
-		f.mu.Unlock()
-	}()
-	timeout := time.After(30 * time.Second)
-	for {
-		all, err := list[corev1.EventList](t.Context(), c, events, metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	change := make(chan struct{}, 1)
+	i := informer(c, events, fields.Everything(), &corev1.Event{}, cache.Indexers{})
+	if _, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
+		select {
+		case change <- struct{}{}:
+		default:
 		}
-		out := slices.DeleteFunc(all.Items, func(e corev1.Event) bool { return !asked(e) })
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { i.RunWithContext(ctx) })
+	cache.WaitForCacheSync(ctx.Done(), i.HasSynced)
+	for {
+		var out []corev1.Event
+		for _, v := range i.GetStore().List() {
+			if e, ok := v.(*corev1.Event); ok && asked(*e) {
+				out = append(out, *e)
+			}
+		}
 		if len(out) >= most {
 			return out
 		}
 		select {
-		case <-line:
-		case <-timeout:
+		case <-change:
+		case <-ctx.Done():
 			t.Fatalf("told are %d Events and not %d: %+v", len(out), most, out)
 		}
 	}

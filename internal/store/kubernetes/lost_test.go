@@ -85,15 +85,15 @@ func TestLost(t *testing.T) {
 			if left := f.names(deliveries); len(left) != 0 {
 				t.Errorf("left is %q", left)
 			}
-			var told []string
-			for _, e := range f.told(t, s.c, 2, func(e corev1.Event) bool { return e.Type == corev1.EventTypeWarning }) {
-				told = append(told, e.Reason)
+			var reasons []string
+			for _, e := range told(t, s.c, 2, func(e corev1.Event) bool { return e.Type == corev1.EventTypeWarning }) {
+				reasons = append(reasons, e.Reason)
 				if e.Reason == letGo && (!strings.Contains(e.Message, approval) || !strings.Contains(e.Message, "target prod")) {
 					t.Errorf("told is %q", e.Message)
 				}
 			}
-			if want := []string{letGo, reason}; !slices.Equal(slices.Sorted(slices.Values(told)), want) {
-				t.Errorf("told are %q, not %q", told, want)
+			if want := []string{letGo, reason}; !slices.Equal(slices.Sorted(slices.Values(reasons)), want) {
+				t.Errorf("told are %q, not %q", reasons, want)
 			}
 		})
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sluice-cd/sluice/api/v1alpha1"
 	"github.com/sluice-cd/sluice/internal/platform/kubernetes"
+	"github.com/sluice-cd/sluice/internal/store"
 	"github.com/sluice-cd/sluice/internal/store/storetest"
 )
 
@@ -99,4 +100,42 @@ func opened(t *testing.T, config *rest.Config, namespace string) *Store {
 func TestConformance(t *testing.T) {
 	config := credentials(t)
 	storetest.Run(t, func(t *testing.T) storetest.Full { return opened(t, config, space(t, config)) })
+}
+
+// people reach a new namespace under the names that they give.
+func people(t *testing.T) users {
+	t.Helper()
+	config := credentials(t)
+	namespace := space(t, config)
+	return func(user string) Config {
+		as := rest.CopyConfig(config)
+		if user != "controller" {
+			as.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:masters"}}
+		}
+		return Config{Credentials: as, Namespace: namespace, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	}
+}
+
+func TestRefusedApprovalOnCluster(t *testing.T) { refusedApprovals(t, people) }
+
+// TestLargeOnCluster keeps states and a journal that are in Secrets.
+func TestLargeOnCluster(t *testing.T) {
+	config := credentials(t)
+	s := opened(t, config, space(t, config))
+	if _, err := s.Create(t.Context(), asking(t, "d")); err != nil {
+		t.Fatal(err)
+	}
+	for at := store.Revision(1); at < 4; at++ {
+		st, records := large(t, fmt.Sprint(at))
+		if _, err := s.Swap(t.Context(), "d", at, st, records); err != nil {
+			t.Fatal(err)
+		}
+		d, err := s.Load(t.Context(), "d")
+		if err != nil || d.Status.Cancel != st.Cancel {
+			t.Fatalf("a large state is read as %q (%v)", d.Status.Reason, err)
+		}
+	}
+	if all, err := s.Journal(t.Context(), "d"); err != nil || len(all) != 4 || all[3].Path != "3" {
+		t.Errorf("the journal has %d records (%v)", len(all), err)
+	}
 }
