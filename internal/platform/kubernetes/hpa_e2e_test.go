@@ -55,6 +55,8 @@ func TestCanaryUnderAnAutoscaler(t *testing.T) {
 	s.must(s.SetWeight(s.ctx, "d1/50", refs, 50))
 	replicas("at 50 %", 4, 4)
 	s.settles(webService, "at 50 %", 30, 70)
+	s.must(s.SetWeight(s.ctx, "d1/60", refs, 60))
+	replicas("at 60 %", 4, 6)
 	s.must(s.SetWeight(s.ctx, "d1/100", refs, 100))
 	replicas("at 100 %", 4, 4)
 	s.settles(webService, "at 100 %", 100, 100)

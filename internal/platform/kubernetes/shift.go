@@ -131,7 +131,10 @@ func (p *Platform) SetWeight(ctx context.Context, key string, refs []manifest.Re
 			if err := p.grow(ctx, s.canaryRef(), s.canary, canary); err != nil {
 				return err
 			}
-			return p.lead(ctx, s.stable, s.canary)
+			if err := p.lead(ctx, s.stable, s.canary); err != nil {
+				return err
+			}
+			return p.shrink(ctx, s.canaryRef(), s.canary, canary)
 		}
 		if err := p.grow(ctx, s.canaryRef(), s.canary, canary); err != nil {
 			return err
