@@ -39,6 +39,9 @@ func (st swap) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 	if err != nil || k.f.Unchanged {
 		return unchanged(), err
 	}
+	// What was done is kept also where the fence's time has ended meanwhile.
+	save := c.Save
+	c.Save = func(_ context.Context, v any) error { return save(ctx, v) }
 	return inTime(ctx, c, k.a, k.f, func(within context.Context) (step.Outcome, error) { return st.forward(within, c, k) })
 }
 
@@ -65,8 +68,7 @@ func (st swap) forward(ctx context.Context, c step.Call, k fencedCall) (step.Out
 	}
 	s.Old = old.ID()
 	c.Progress("starting %s on the upgraded volumes, behind the fence", k.next.images())
-	// What was applied is kept also where the time has ended meanwhile.
-	refusal, err := s.Change(ctx, func() error { return c.Save(context.WithoutCancel(ctx), s) }, st.apply(ctx, c, k))
+	refusal, err := s.Change(ctx, func() error { return c.Save(ctx, s) }, st.apply(ctx, c, k))
 	switch {
 	case err != nil:
 		return step.Outcome{}, err
