@@ -34,7 +34,7 @@ func TestPlainYAML(t *testing.T) {
 	if out, err := exec.Command("../../charts/generate", dir, helm(t)).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, name := range []string{"cluster-wide.yaml", "namespaced.yaml"} {
+	for _, name := range []string{"cluster-wide.yaml", "cluster-wide-data.yaml", "namespaced.yaml"} {
 		want, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
@@ -60,7 +60,7 @@ func TestChart(t *testing.T) {
 	run(program, "install", "ctl", "../../charts/sluice", "--wait", "--timeout", "2m", "--set", "clusterWide=false", "--set", "targetNamespaces={"+l.app+"}",
 		"--set", "config.accounts.lab.kind=kubernetes", "--set", "lease.duration=3s", "--set", "lease.renewDeadline=2s", "--set", "lease.retryPeriod=500ms")
 	t.Cleanup(func() { run(program, "uninstall", "ctl", "--wait") })
-	for _, bad := range []string{"replicas=0", "lease.duration=soon", "image.tga=x"} {
+	for _, bad := range []string{"replicas=0", "lease.duration=soon", "image.tga=x", "clusterWide=false", "data=true,clusterWide=false,targetNamespaces={x}"} {
 		out, err := exec.Command(program, "template", "../../charts/sluice", "--set", bad).CombinedOutput()
 		if err == nil {
 			t.Errorf("the chart takes %s:\n%.300s", bad, out)

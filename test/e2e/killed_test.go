@@ -54,10 +54,9 @@ func newKilled(t *testing.T, every int) *killedStory {
 	})
 	for _, c := range []*shopCluster{k.prod, k.staging} {
 		k.kubectl(c, "", "create", "namespace", ns)
-		t.Cleanup(func() { k.kubectl(c, "", "delete", "clusterrolebinding", ns, "--ignore-not-found") })
-		k.kubectl(c, "", "create", "clusterrolebinding", ns, "--clusterrole=cluster-admin", "--group=system:serviceaccounts:"+ns)
+		k.identities(c)
+		k.rights(c)
 	}
-	k.identities()
 	k.write("sluice.yaml", k.configuration(k.prod.file, k.staging.file))
 	k.env = append(k.env, "TEAM="+k.hooks.URL)
 	// Its database is upgraded by one more controller after each other, so it takes longer than the fence may stand.
@@ -86,13 +85,13 @@ func (k *killedStory) configuration(production, staging string) string {
 	return fmt.Sprintf(`
 accounts:
   production: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev"}, copyAs: %q, restoreAs: %q}
-  staging: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev"}}
+  staging: {kind: kubernetes, kubeconfig: %s, jobs: {image: "sluice:dev"}, copyAs: %q}
 controller: {account: production, namespace: %s}
 metricProviders:
   prometheus: {url: "http://%s"}
 secrets:
   team: {env: TEAM}
-`, production, k.copier, k.restorer, staging, k.namespace, k.prod.address("prometheus"))
+`, production, k.copier, k.restorer, staging, k.copier, k.namespace, k.prod.address("prometheus"))
 }
 
 // kubectl runs it on a cluster and returns what it prints.
@@ -107,18 +106,48 @@ func (k *killedStory) kubectl(c *shopCluster, in string, args ...string) string 
 	return string(out)
 }
 
-// identities installs those that are shipped for production, under names of the test's own.
-func (k *killedStory) identities() {
+// install applies objects until the test ends.
+func (k *killedStory) install(c *shopCluster, objects string) {
+	k.t.Helper()
+	k.t.Cleanup(func() { k.kubectl(c, objects, "delete", "--ignore-not-found", "-f", "-") })
+	k.kubectl(c, objects, "apply", "-f", "-")
+}
+
+// identities installs those that are shipped, under names of the test's own. Only production is restored.
+func (k *killedStory) identities(c *shopCluster) {
+	k.t.Helper()
 	system := k.name + "-system"
-	k.kubectl(k.prod, "", "create", "namespace", system)
+	k.kubectl(c, "", "create", "namespace", system)
 	names := strings.NewReplacer("sluice-system", system, "sluice-copier", k.name+"-copier", "sluice-restorer", k.name+"-restorer", "sluice-as-", k.name+"-as-",
 		`"production-"`, `"`+k.name+`-"`, `"production"`, `"`+k.name+`"`, "namespace: production", "namespace: "+k.name)
-	for _, file := range []string{"copier.yaml", "restorer.yaml"} {
-		text := names.Replace(k.file("../../config/identities/" + file))
-		k.kubectl(k.prod, text, "apply", "-f", "-")
-		k.t.Cleanup(func() { k.kubectl(k.prod, text, "delete", "--ignore-not-found", "-f", "-") })
+	files := []string{"copier"}
+	if c == k.prod {
+		files = append(files, "restorer")
+	}
+	for _, file := range files {
+		k.install(c, names.Replace(k.file("../../config/identities/"+file+".yaml")))
+		k.install(c, fmt.Sprintf(`{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: %[1]s},
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: %[1]s}, subjects: [%s]}`, k.name+"-as-"+file, k.controllers()))
 	}
 	k.copier, k.restorer = "system:serviceaccount:"+system+":"+k.name+"-copier", "system:serviceaccount:"+system+":"+k.name+"-restorer"
+}
+
+// controllers are the users of all seats, as the subject of a binding.
+func (k *killedStory) controllers() string {
+	return "{apiGroup: rbac.authorization.k8s.io, kind: Group, name: 'system:serviceaccounts:" + k.namespace + "'}"
+}
+
+// rights gives the controllers what the chart gives them, and no more.
+func (k *killedStory) rights(c *shopCluster) {
+	k.t.Helper()
+	names := strings.NewReplacer("{kind: ServiceAccount, name: sluice, namespace: sluice}", k.controllers(), "sluice-sluice-", k.name+"-", "namespace: sluice", "namespace: "+k.namespace)
+	var rules []string
+	for object := range strings.SplitSeq(k.file("../../config/cluster-wide-data.yaml"), "\n---\n") {
+		if strings.Contains(object, "\nkind: Role") || strings.Contains(object, "\nkind: ClusterRole") {
+			rules = append(rules, names.Replace(object))
+		}
+	}
+	k.install(c, strings.Join(rules, "\n---\n"))
 }
 
 // outcome is what a delivery has come to.
