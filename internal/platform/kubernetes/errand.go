@@ -23,7 +23,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -172,6 +174,9 @@ func (w *work) prepare(ctx context.Context) error {
 	for _, o := range all {
 		g.Go(func() error {
 			o.object.SetOwnerReferences([]metav1.OwnerReference{owner})
+			if o.resource == roleBindings() {
+				return w.bind(within, o.object)
+			}
 			return w.p.make(within, o.resource, o.object)
 		})
 	}
@@ -186,6 +191,14 @@ func (w *work) prepare(ctx context.Context) error {
 	_, err = w.p.dynamic.Resource(jobs()).Namespace(w.e.Namespace).Patch(ctx, w.name, types.MergePatchType, []byte(`{"spec":{"suspend":false}}`),
 		metav1.PatchOptions{FieldManager: manager})
 	return failed(err, "start Job %s/%s", w.e.Namespace, w.name)
+}
+
+// bind makes a binding. Whoever may not bind every role binds one that the API server knows of: it looks whether that gives no
+// more than he has himself. It hears of the Role a moment after that was made, and until then says that there is none.
+func (w *work) bind(ctx context.Context, o runtime.Object) error {
+	return retry.OnError(wait.Backoff{Duration: 20 * time.Millisecond, Factor: 2, Steps: 10}, apierrors.IsNotFound, func() error {
+		return w.p.make(ctx, roleBindings(), o)
+	})
 }
 
 // own makes the Job, or finds it, and returns it as an owner. One that is being deleted is waited for.
