@@ -6,7 +6,9 @@ import (
 	"reflect"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
@@ -120,18 +122,81 @@ func (p *Platform) handOver(ctx context.Context, s shifted, patient bool) error 
 	if err != nil {
 		return err
 	}
-	if apart || s.canary == nil || len(s.start.Routes) > 0 {
+	if apart || s.canary == nil || s.autoscaled || len(s.start.Routes) > 0 {
 		return p.becomes(ctx, s.ref, patient, nil)
 	}
 	has, _ := replicasOf(s.canary)
-	return p.becomes(ctx, s.ref, patient, func(now platform.State) error {
+	come := func(now platform.State) error {
 		to := max(1, s.replicas-int64(now.Replicas))
 		if to >= has {
 			return nil
 		}
 		has = to
-		return p.scaleTo(ctx, s.canaryRef(), to)
-	})
+		return p.makeRoom(ctx, s, to)
+	}
+	for {
+		if err := p.becomes(ctx, s.ref, patient, come); err != nil {
+			return err
+		}
+		// What was seen may be how it was while room was made.
+		if live, err := p.read(ctx, s.ref); err != nil || computed(s.ref, live).Ready {
+			return err
+		}
+	}
+}
+
+// makeRoom leaves a canary that many pods. Where the stable Deployment lacks room for its own, it is scaled anew once there is
+// some: by itself its controller tries again after ever longer times.
+func (p *Platform) makeRoom(ctx context.Context, s shifted, left int64) error {
+	if err := p.scaleTo(ctx, s.canaryRef(), left); err != nil {
+		return err
+	}
+	live, err := p.read(ctx, s.ref)
+	if err != nil || short(live) == "" {
+		return err
+	}
+	if err := p.fewer(ctx, s.canary, int(left)); err != nil {
+		return err
+	}
+	if live, err = p.read(ctx, s.ref); err != nil {
+		return err
+	}
+	want, _ := replicasOf(live)
+	has, _, _ := unstructured.NestedInt64(live.Object, "status", "replicas")
+	if has >= want {
+		return nil
+	}
+	if err := p.scaleTo(ctx, s.ref, has); err != nil {
+		return err
+	}
+	if _, err := p.observed(ctx, s.ref); err != nil {
+		return err
+	}
+	return p.scaleBack(ctx, s.ref, want)
+}
+
+// fewer waits until a Deployment has no more pods than that, those that are ending included.
+func (p *Platform) fewer(ctx context.Context, d *unstructured.Unstructured, most int) error {
+	in, of := p.dynamic.Resource(pods()).Namespace(d.GetNamespace()), selectorOf(d).String()
+	for {
+		list, err := in.List(ctx, metav1.ListOptions{LabelSelector: of})
+		if err != nil || len(list.Items) <= most {
+			return failed(err, "list the pods of Deployment %s/%s", d.GetNamespace(), d.GetName())
+		}
+		w, err := in.Watch(ctx, metav1.ListOptions{LabelSelector: of, ResourceVersion: list.GetResourceVersion()})
+		if err != nil {
+			return failed(err, "watch the pods of Deployment %s/%s", d.GetNamespace(), d.GetName())
+		}
+		for e := range w.ResultChan() {
+			if e.Type == watch.Deleted || e.Type == watch.Error {
+				break
+			}
+		}
+		w.Stop()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 }
 
 // becomes waits until a version is ready, and tells on the way how it is. Where it is not before ctx has no more time, the error

@@ -45,18 +45,26 @@ func TestNoRoomForTheCanary(t *testing.T) {
 }
 
 // TestRoomForOnePodMore: with room for one pod more than there were, a canary comes to all the traffic step by step, and from
-// there also back: each version makes room for the other.
+// there also back and forward: each version makes room for the other.
 func TestRoomForOnePodMore(t *testing.T) {
 	refs := []manifest.Ref{web}
-	s := newShop(t)
-	s.allow(5)
-	changes := s.start()
-	for _, w := range []int{25, 50, 75, 100} {
-		s.timely(func(ctx context.Context) error { return s.SetWeight(ctx, fmt.Sprintf("d1/%d", w), refs, w) })
-		s.ready(time.Minute)
+	for _, end := range []string{"back", "promoted"} {
+		t.Run(end, func(t *testing.T) {
+			s := newShop(t)
+			s.allow(5)
+			changes := s.start()
+			for _, w := range []int{25, 50, 75, 100} {
+				s.timely(func(ctx context.Context) error { return s.SetWeight(ctx, fmt.Sprintf("d1/%d", w), refs, w) })
+				s.ready(time.Minute)
+			}
+			s.settles(webService, "at 100 %", 100, 100)
+			if end == "promoted" {
+				s.timely(func(ctx context.Context) error { return s.Promote(ctx, "d1/promote", refs) })
+				s.settles(webService, "promoted", 100, 100)
+			}
+			s.back(changes, "25", "50", "75", "100")
+		})
 	}
-	s.settles(webService, "at 100 %", 100, 100)
-	s.back(changes, "25", "50", "75", "100")
 }
 
 // timely gives a call no more time than it needs.
