@@ -140,12 +140,11 @@ func TestClaimsOutliveTheirStatefulSet(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			p, ctx := fresh(t)
 			s := &shop{Platform: p, t: t, ctx: ctx}
-			text := strings.NewReplacer("replicas: 0", "replicas: 1", "  serviceName", "  persistentVolumeClaimRetentionPolicy: {whenDeleted: Delete}\n  serviceName").Replace(store)
-			changes, err := p.Apply(ctx, "d1/a", objectsOf(t, text), inNS)
+			text := strings.NewReplacer("replicas: 0", "replicas: 1", "  serviceName", "  persistentVolumeClaimRetentionPolicy: {whenDeleted: Delete}\n  serviceName",
+				`image: "db:1"`, "image: program, env: [{name: SLUICE_TEST_PROGRAM, value: http}], readinessProbe: {httpGet: {path: /, port: 1}}").Replace(store)
+			changes, err := p.Apply(ctx, "d1/a", []manifest.Object{theLab(t).adapt(objectsOf(t, text)[0])}, inNS)
 			s.must(err)
-			within, cancel := context.WithTimeout(ctx, time.Minute)
-			defer cancel()
-			s.must(p.await(within, ref, func(s platform.State) bool { return s.Failed }))
+			s.is(ref, time.Minute, func(s platform.State) bool { return strings.Contains(s.Message, "pod db-0 is not ready yet") })
 			claim, err := p.dynamic.Resource(claims()).Namespace(ns).Get(ctx, "data-db-0", metav1.GetOptions{})
 			s.must(err)
 			if owners := claim.GetOwnerReferences(); len(owners) != 1 || owners[0].Kind != "StatefulSet" {
@@ -153,7 +152,7 @@ func TestClaimsOutliveTheirStatefulSet(t *testing.T) {
 			}
 			s.must(end(s, changes))
 			// The set goes last: what it would take with it is gone before.
-			s.must(p.await(within, ref, func(s platform.State) bool { return !s.Exists }))
+			s.is(ref, 2*time.Minute, func(s platform.State) bool { return !s.Exists })
 			still, err := p.dynamic.Resource(claims()).Namespace(ns).Get(ctx, "data-db-0", metav1.GetOptions{})
 			s.must(err)
 			if still.GetUID() != claim.GetUID() || still.GetDeletionTimestamp() != nil || len(still.GetOwnerReferences()) != 0 {
