@@ -35,6 +35,7 @@ func (p *Platform) Abort(ctx context.Context, key string, refs []manifest.Ref) e
 // none gives the old version all traffic: at once where its pods can carry it, else as soon as they can. Steps are undone last
 // first, so that this also comes first after a promotion: the old version is what is waited for, and not what has failed.
 func (p *Platform) none(ctx context.Context, s *shifted) error {
+	s.back = true
 	begun := s.promoted()
 	if begun {
 		if err := p.demote(ctx, *s); err != nil {

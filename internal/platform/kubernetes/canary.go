@@ -103,6 +103,9 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, op
 		if err == nil {
 			err = p.namesFree(ctx, *e)
 		}
+		if err == nil {
+			err = p.takenUp(ctx, *e)
+		}
 		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err == nil {

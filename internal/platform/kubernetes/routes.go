@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"time"
@@ -108,6 +109,25 @@ func (p *Platform) namesFree(ctx context.Context, e entry) error {
 	return nil
 }
 
+// takenUp refuses routes that their gateways do not share traffic out by: no weight would count, the first as little as the last.
+func (p *Platform) takenUp(ctx context.Context, e entry) error {
+	for _, first := range e.Routes {
+		route := &unstructured.Unstructured{Object: first}
+		if route.GetKind() != httpRoute().Kind {
+			continue
+		}
+		r, err := p.kinds.of(route.GroupVersionKind())
+		if err != nil {
+			return err
+		}
+		ref := manifest.Ref{Kind: route.GetKind(), Namespace: e.Ref.Namespace, Name: route.GetName()}
+		if err := p.accepted(ctx, p.at(r, e.Ref.Namespace), ref); err != nil {
+			return fmt.Errorf("%s can have no canary: %w", e.Ref, err)
+		}
+	}
+	return nil
+}
+
 // portsOf copies the ports of a Service without what belongs to it alone.
 func portsOf(spec map[string]any) []any {
 	list, _ := spec["ports"].([]any)
@@ -156,7 +176,8 @@ func (p *Platform) byRoutes(ctx context.Context, s shifted, percent int) error {
 	return p.shrink(ctx, s.canaryRef(), s.canary, pods)
 }
 
-// weigh sets the weights of all routes, and waits until the gateways have taken them up: until then they do not count.
+// weigh sets the weights of all routes, and waits until the gateways have taken them up: until then they do not count. On the way
+// back they are waited for, too, but not asked.
 func (p *Platform) weigh(ctx context.Context, s shifted, percent int) error {
 	split := traffic.Split{Canaries: s.start.Canaries, Subsets: s.start.Subsets, Percent: percent}
 	routes := slices.Clone(s.start.Routes)
@@ -175,6 +196,15 @@ func (p *Platform) weigh(ctx context.Context, s shifted, percent int) error {
 			err = p.unmake(ctx, in, ref, s.ref)
 		} else {
 			err = p.share(ctx, in, ref, first, split)
+		}
+		// A mesh does not tell when it has taken something up: what share it gives is measured.
+		if err == nil && ref.Kind == httpRoute().Kind {
+			err = p.accepted(ctx, in, ref)
+			if err != nil && s.back && ctx.Err() == nil {
+				p.log.Warn("traffic goes back to the old version by a route that is not accepted", "account", p.c.Account, "route", ref.String(), "because", err)
+				p.event(ctx, route, "NotAccepted", err.Error())
+				err = nil // what a gateway lacked before, or lacks now, does not keep the old version away
+			}
 		}
 		if fault.Is(err, fault.NotFound) && percent <= 0 {
 			continue // a route that is gone leads nobody to the canary
@@ -201,7 +231,7 @@ func (p *Platform) share(ctx context.Context, in dynamic.ResourceInterface, ref 
 		}
 		wanted = true
 	}
-	err := p.patch(ctx, in, ref, func(live *unstructured.Unstructured) ([]operation, error) {
+	return p.patch(ctx, in, ref, func(live *unstructured.Unstructured) ([]operation, error) {
 		now, there, _ := unstructured.NestedSlice(live.Object, at...)
 		if there == wanted && reflect.DeepEqual(now, want) {
 			return nil, nil
@@ -224,10 +254,6 @@ func (p *Platform) share(ctx context.Context, in dynamic.ResourceInterface, ref 
 		}
 		return ops, nil
 	})
-	if err != nil || ref.Kind != httpRoute().Kind {
-		return err // a mesh does not tell when it has taken something up: what share it gives is measured
-	}
-	return p.accepted(ctx, in, ref)
 }
 
 // accepted waits until the gateways of a route have taken up what it says now.

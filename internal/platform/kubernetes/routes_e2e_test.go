@@ -4,22 +4,26 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/platform/kubernetes/traffic"
 )
 
 // routeKind is enough of the Gateway API's definition to keep routes and their status apart.
@@ -53,6 +57,7 @@ type gateway struct {
 	t      *testing.T
 	p      *Platform
 	client *http.Client
+	astray atomic.Bool // some backend is not found
 }
 
 func (g *gateway) route() *unstructured.Unstructured {
@@ -83,7 +88,11 @@ func (g *gateway) follow(ctx context.Context) {
 			continue
 		}
 		condition := func(kind string) any {
-			return map[string]any{"type": kind, "status": "True", "reason": kind, "message": "", "observedGeneration": o.GetGeneration(),
+			met := "True"
+			if kind == "ResolvedRefs" && g.astray.Load() {
+				met = "False"
+			}
+			return map[string]any{"type": kind, "status": met, "reason": kind, "message": "", "observedGeneration": o.GetGeneration(),
 				"lastTransitionTime": time.Now().UTC().Format(time.RFC3339)}
 		}
 		was, _, _ := unstructured.NestedSlice(o.Object, "status", "parents")
@@ -302,5 +311,47 @@ spec: {hard: {services: "2"}}
 	s.back(changes)
 	if got := through(s, srv.URL, 20); got != 0 {
 		t.Errorf("a canary that has not begun answered %d of 20", got)
+	}
+}
+
+// TestRouteThatIsNotAccepted: where a backend of another rule is not found, no canary begins; where it goes missing later, the
+// canary gets no more traffic, and the old version all of it.
+func TestRouteThatIsNotAccepted(t *testing.T) {
+	s, srv := withRoute(t)
+	g := srv.Config.Handler.(*gateway)
+	refs := []manifest.Ref{web}
+	first := g.route().Object["spec"]
+	says := func(text string, want bool) {
+		t.Helper()
+		g.astray.Store(!want)
+		in, err := s.where(manifest.Ref{Kind: "HTTPRoute", Namespace: ns})
+		s.must(err)
+		spec, err := json.Marshal(map[string]any{"spec": objectOf(t, text).Object["spec"]})
+		s.must(err)
+		_, err = in.Patch(s.ctx, "web", types.MergePatchType, spec, metav1.PatchOptions{FieldManager: "somebody"})
+		s.must(err)
+		within, cancel := context.WithTimeout(s.ctx, time.Minute)
+		defer cancel()
+		s.must(s.await(within, manifest.Ref{Kind: "HTTPRoute", Namespace: ns, Name: "web"}, func(platform.State) bool {
+			ok, why := traffic.Accepted(g.route().Object)
+			return ok == want && (why == nil) == want
+		}))
+	}
+	says(strings.Replace(shopRoute, "rules: [", "rules: [{backendRefs: [{name: missing, port: 1}]}, ", 1), false)
+	if _, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "ResolvedRefs is false") {
+		t.Errorf("a canary of a route that is not accepted: kind %q: %v", fault.KindOf(err), err)
+	}
+	same(t, "after the refusal", snapshotOf(t, s.Platform), s.before)
+	says(shopRoute, true)
+
+	changes := s.start()
+	s.must(s.SetWeight(s.ctx, "d1/50", refs, 50))
+	g.astray.Store(true)
+	if err := s.SetWeight(s.ctx, "d1/60", refs, 60); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "ResolvedRefs is false") {
+		t.Errorf("more traffic: kind %q: %v", fault.KindOf(err), err)
+	}
+	s.back(changes, "50", "60")
+	if got := g.route().Object["spec"]; !reflect.DeepEqual(got, first) {
+		t.Errorf("the route is %v and was %v", got, first)
 	}
 }

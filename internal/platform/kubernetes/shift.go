@@ -35,6 +35,7 @@ type shifted struct {
 	start          *entry
 	autoscaled     bool
 	replicas       int64 // of the stable version alone
+	back           bool  // the old version gets all traffic
 }
 
 // canaryRef names the canary.

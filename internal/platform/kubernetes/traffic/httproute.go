@@ -2,6 +2,7 @@ package traffic
 
 import (
 	"fmt"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
@@ -56,26 +57,30 @@ func (s Split) of(ref map[string]any) string {
 	return s.Canaries[name]
 }
 
-// Accepted reports whether every gateway of an HTTPRoute has taken up its present generation, or why one will not.
+// Accepted reports whether every gateway of an HTTPRoute has taken up its present generation, or why one will not. What is said
+// of gateways that it no longer names does not count.
 func Accepted(route map[string]any) (bool, error) {
 	o := &unstructured.Unstructured{Object: route}
 	parents, _, _ := unstructured.NestedSlice(route, "status", "parents")
-	if len(parents) == 0 {
-		return false, nil
-	}
-	for _, v := range parents {
-		parent, _ := v.(map[string]any)
+	some := false
+	for _, parent := range objects(parents) {
+		if !names(o, parent) {
+			continue
+		}
+		some = true
 		list, _, _ := unstructured.NestedSlice(parent, "conditions")
 		met := map[string]bool{}
-		for _, c := range list {
-			c, _ := c.(map[string]any)
+		for _, c := range objects(list) {
+			kind, _ := c["type"].(string)
+			if kind != "Accepted" && kind != "ResolvedRefs" {
+				continue
+			}
 			generation, _ := c["observedGeneration"].(int64)
 			if generation < o.GetGeneration() {
 				return false, nil
 			}
-			kind, _ := c["type"].(string)
 			met[kind] = c["status"] == "True"
-			if c["status"] == "False" && (kind == "Accepted" || kind == "ResolvedRefs") {
+			if c["status"] == "False" {
 				return false, fmt.Errorf("%s is false: %v: %v", kind, c["reason"], c["message"])
 			}
 		}
@@ -83,7 +88,23 @@ func Accepted(route map[string]any) (bool, error) {
 			return false, nil
 		}
 	}
-	return true, nil
+	return some, nil
+}
+
+// names reports whether a route still names the gateway that a part of its status is about.
+func names(route *unstructured.Unstructured, parent map[string]any) bool {
+	about, _ := parent["parentRef"].(map[string]any)
+	key := func(ref map[string]any) [6]any {
+		out := [6]any{"gateway.networking.k8s.io", "Gateway", route.GetNamespace(), ref["name"], ref["sectionName"], ref["port"]}
+		for i, field := range []string{"group", "kind", "namespace"} {
+			if v, ok := ref[field]; ok {
+				out[i] = v
+			}
+		}
+		return out
+	}
+	list, _, _ := unstructured.NestedSlice(route.Object, "spec", "parentRefs")
+	return slices.ContainsFunc(objects(list), func(ref map[string]any) bool { return key(ref) == key(about) })
 }
 
 func each(route map[string]any, do func(rule map[string]any)) {

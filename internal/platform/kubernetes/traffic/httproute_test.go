@@ -76,16 +76,20 @@ func TestRoutes(t *testing.T) {
 }
 
 func TestAccepted(t *testing.T) {
-	const ok = `metadata: {generation: 3}
-status: {parents: [{conditions: [{type: Accepted, status: "True", observedGeneration: 3}, {type: ResolvedRefs, status: "True", observedGeneration: 3}]}]}`
+	const ok = `metadata: {generation: 3, namespace: ns}
+spec: {parentRefs: [{name: gateway}]}
+status: {parents: [{parentRef: {name: gateway, namespace: ns, kind: Gateway}, conditions: [{type: Accepted, status: "True", observedGeneration: 3}, {type: ResolvedRefs, status: "True", observedGeneration: 3}]}]}`
 	for text, want := range map[string]struct {
 		ok  bool
 		err string
 	}{
 		ok: {ok: true},
-		strings.Replace(ok, "generation: 3", "generation: 4", 1):                                                 {},
-		strings.Replace(ok, "{type: ResolvedRefs", "{type: Other", 1):                                            {},
-		strings.Replace(ok, `ResolvedRefs, status: "True"`, `ResolvedRefs, status: "False", reason: Missing`, 1): {err: "ResolvedRefs is false: Missing"},
+		strings.Replace(ok, "generation: 3", "generation: 4", 1):                                                                                                {},
+		strings.Replace(ok, "{type: ResolvedRefs", "{type: Other", 1):                                                                                           {},
+		strings.Replace(ok, `ResolvedRefs, status: "True"`, `ResolvedRefs, status: "False", reason: Missing`, 1):                                                {err: "ResolvedRefs is false: Missing"},
+		strings.Replace(ok, "parents: [", `parents: [{parentRef: {name: former}, conditions: [{type: Accepted, status: "False", observedGeneration: 3}]}, `, 1): {ok: true},
+		strings.Replace(ok, "parentRefs: [{name: gateway}]", "parentRefs: [{name: gateway, sectionName: https}]", 1):                                            {},
+		strings.Replace(ok, "conditions: [", `conditions: [{type: Programmed, status: "False", observedGeneration: 1}, `, 1):                                    {ok: true},
 		"metadata: {generation: 3}": {},
 	} {
 		got, err := Accepted(parsed(t, text))
