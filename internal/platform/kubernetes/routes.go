@@ -158,20 +158,29 @@ func (p *Platform) deleteServices(ctx context.Context, s shifted) error {
 	return nil
 }
 
-// byRoutes gives a canary its share by the weights of routes. The stable version keeps its pods.
+// byRoutes gives a canary its share by the weights of routes. The stable version keeps its pods. Whoever asks its Service past the
+// routes gets it until the canary has all traffic.
 func (p *Platform) byRoutes(ctx context.Context, s shifted, percent int) error {
 	pods := min(s.replicas, ceil(s.replicas*int64(percent), 100))
 	if err := p.grow(ctx, s.canaryRef(), s.canary, pods); err != nil {
 		return err
 	}
+	var err error
 	if len(s.start.Subsets) > 0 {
-		// A subset is of the pods that the Service leads to.
-		if err := p.pin(ctx, s.stable, ""); err != nil {
-			return err
-		}
+		err = p.pin(ctx, s.stable, "") // a subset is of the pods that the Service leads to
+	} else if percent < 100 {
+		err = p.lead(ctx, s.stable, s.stable)
+	}
+	if err != nil {
+		return err
 	}
 	if err := p.weigh(ctx, s, percent); err != nil {
 		return err
+	}
+	if percent >= 100 && len(s.start.Subsets) == 0 {
+		if err := p.lead(ctx, s.stable, s.canary); err != nil {
+			return err
+		}
 	}
 	return p.shrink(ctx, s.canaryRef(), s.canary, pods)
 }

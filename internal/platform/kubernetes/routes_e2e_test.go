@@ -236,6 +236,11 @@ func TestWeightsOfRoutes(t *testing.T) {
 	if got := through(s, srv.URL, 50); got != 50 {
 		t.Errorf("at 100 %% the canary answered %d of 50", got)
 	}
+	s.settles(webService, "past the gateway at 100 %", 100, 100)
+	s.must(s.SetWeight(s.ctx, "d1/90", refs, 90))
+	s.settles(webService, "past the gateway at 90 %", 0, 0)
+	s.must(s.SetWeight(s.ctx, "d1/100 again", refs, 100))
+	s.settles(webService, "past the gateway at 100 % again", 100, 100)
 	s.undo(changes)
 	if got := rules(); !reflect.DeepEqual(got, first) {
 		t.Errorf("the rules are %v and were %v", got, first)
