@@ -154,14 +154,11 @@ func (st upgradeClone) Undo(ctx context.Context, c step.Call) (step.Outcome, err
 	if err != nil || s.Try == 0 {
 		return unchanged(), err
 	}
-	_, err = st.beginStop(ctx, c, k.p, s.Site.Namespace, k.a.Objects, c.Key+"/undo")
-	switch {
-	case ctx.Err() != nil:
-		return step.Outcome{}, ctx.Err()
-	case err != nil:
-		return step.Done(delivery.Pass, "the clone is left to the clean-up: "+err.Error()), nil
+	said := "the clone is being stopped"
+	if _, err := st.beginStop(ctx, c, k.p, s.Site.Namespace, k.a.Objects, c.Key+"/undo"); err != nil {
+		said = "the clone is left to the clean-up: " + err.Error()
 	}
-	return step.Done(delivery.Pass, "the clone is being stopped"), nil
+	return step.Done(delivery.Pass, said), ctx.Err()
 }
 
 // Clean deletes the checkpoint and, where it did not become production, the clone. The volumes that the swap took out of
