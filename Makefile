@@ -47,6 +47,11 @@ generate: ## the definitions and deep copies of api/v1alpha1, and the plain YAML
 test-kubernetes: companions ## the tests on real clusters (as root; builds Kubernetes once)
 	@test/kubernetes
 
+test-killed: companions ## kills the controller after every status write of a whole story and a canary at every write, on real clusters (as root; more than an hour)
+	@lab/install
+	@cd lab && LAB_DIR=/var/lib/sluice-lab-killed GOFLAGS=-trimpath $(GO) run ./cmd/lab run --images quick,prometheus:debian \
+		sh -c 'cd .. && SLUICE_LONG=all $(GO) test -tags e2e -v -timeout 6h -run "^(TestKilledCanary|TestClusterControllerKilled)$$" ./internal/platform/kubernetes ./test/e2e'
+
 demo-kubernetes: build ## the demo on two Kubernetes clusters (as root; builds Kubernetes once)
 	@lab/install
 	@cd lab && LAB_DIR=/var/lib/sluice-lab-demo $(GO) run -trimpath ./cmd/lab run --images quick,prometheus:debian \
@@ -58,7 +63,7 @@ lab-up: ## two Kubernetes clusters on this machine, prod and staging (as root); 
 lab-down: ## takes the lab's clusters down, with all that belongs to them
 	@cd lab && $(GO) run -trimpath ./cmd/lab down
 
-.PHONY: test-kubernetes demo-kubernetes lab-up lab-down
+.PHONY: test-kubernetes test-killed demo-kubernetes lab-up lab-down
 
 bench-controller: ## the controller with 1,000 resting deliveries, beside that of Argo Rollouts, on a cluster (as root; builds Kubernetes once)
 	@bench/run

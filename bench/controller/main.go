@@ -49,7 +49,7 @@ func command(ctx context.Context, args []string, out io.Writer) (missed bool, er
 	o := options{out: out}
 	f := flag.NewFlagSet("bench/controller", flag.ContinueOnError)
 	f.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("LAB_KUBECONFIG"), "kubeconfig of an administrator of the cluster")
-	f.StringVar(&o.audit, "audit", "", "audit log of its API server (default: the lab's)")
+	f.StringVar(&o.audit, "audit", "", "audit log of its API server, a pattern (default: the lab's)")
 	f.StringVar(&o.sluice, "sluice", "bin/sluice", "the program sluice")
 	f.StringVar(&o.rollouts, "rollouts", "", "the program rollouts-controller; without it Sluice is measured alone")
 	f.IntVar(&o.count, "count", 1000, "how many deliveries, and how many Rollouts")
@@ -61,7 +61,7 @@ func command(ctx context.Context, args []string, out io.Writer) (missed bool, er
 		return false, fmt.Errorf("no cluster: give --kubeconfig, or run it by make bench-controller")
 	}
 	if o.audit == "" {
-		o.audit = filepath.Join(filepath.Dir(filepath.Dir(o.kubeconfig)), "log", "audit.log")
+		o.audit = filepath.Join(filepath.Dir(filepath.Dir(o.kubeconfig)), "log", "audit*.log")
 	}
 	if o.dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
 		return false, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -32,14 +33,32 @@ type request struct {
 
 func (r request) reads() bool { return r.Verb == "get" || r.Verb == "list" }
 
-// requests are those that a side's controller has begun between two instants. Each side has an account of its own.
-func requests(path, side string, since, until time.Time) ([]request, error) {
+// requests are those that a side's controller has begun between two instants. Each side has an account of its own, and renews a
+// Lease: of one that has asked for nothing the log tells nothing.
+func requests(logs, side string, since, until time.Time) (all []request, err error) {
+	files, err := filepath.Glob(logs) // the API server begins a new one when it has become large
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range files {
+		some, err := requestsIn(path, user(side), since, until)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("the audit log %s tells nothing of %s from %s to %s", logs, user(side), since.Format(time.TimeOnly), until.Format(time.TimeOnly))
+	}
+	return all, nil
+}
+
+func requestsIn(path, user string, since, until time.Time) ([]request, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	user := user(side)
 	var out []request
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 16<<20)

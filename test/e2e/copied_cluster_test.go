@@ -26,7 +26,7 @@ func TestADatabaseIsCopiedToAnotherCluster(t *testing.T) {
 	d := k.ended(id, "SUCCEEDED")
 	t.Logf("%s", d)
 	copied, up := d.step("staging/before/1-copyData"), d.step("staging/deploy/orders/apply")
-	t.Logf("from copyData's start to control ready %s, to both twins ready %s; production's longest write stall %s",
+	measured(t, "from copyData's start to control ready %s, to both twins ready %s; production's longest write stall %s",
 		copied.Ended.Sub(copied.Started), up.Ended.Sub(copied.Started), w.stall())
 	says(t, copied.Message, "recoverable-consistent", "csi snapshot", "no writer held")
 	says(t, k.must("data", "list", "--owner", id).out, "prod ", "staging ", ns+"/data-mongo-0")

@@ -472,7 +472,7 @@ func TestClusterLeaderHarmed(t *testing.T) {
 // are stopped and go on. What is then carried out ends as an undisturbed delivery does.
 //
 // That takes as many takeovers as there are places, so SLUICE_LONG=1 does harm at every seventh place only, and
-// SLUICE_LONG=all spares none. The controllers' Leases must be renewed within two seconds: that needs a machine with time.
+// SLUICE_LONG=all, as in make test-killed, spares none. The controllers' Leases must be renewed within two seconds: that needs a machine with time.
 func TestClusterControllerKilled(t *testing.T) {
 	long(t)
 	every := 7

@@ -109,6 +109,6 @@ func companion(t *testing.T, name string) string {
 func long(t *testing.T) {
 	t.Helper()
 	if os.Getenv("SLUICE_LONG") == "" {
-		t.Skip("it takes long: set SLUICE_LONG=1, as make test does")
+		t.Skip("it takes long: set SLUICE_LONG=1, as make test does for what needs no cluster")
 	}
 }

@@ -162,23 +162,39 @@ func (s *shop) twos(service manifest.Ref, n int) int {
 	return two
 }
 
-// settles waits until a sample of a hundred requests fits.
+// settles waits until a sample of a hundred requests fits: the network follows the objects with a delay.
 func (s *shop) settles(service manifest.Ref, what string, least, most int) {
-	s.t.Helper()
-	s.settlesAt(service, what, 100, least, most)
-}
-
-// settlesAt waits until a sample of n requests fits: the network follows the objects with a delay.
-func (s *shop) settlesAt(service manifest.Ref, what string, n, least, most int) {
 	s.t.Helper()
 	got := 0
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
-		if got = s.twos(service, n); got >= least && got <= most {
-			s.t.Logf("%s: the new version answers %d of %d", what, got, n)
+		if got = s.twos(service, 100); got >= least && got <= most {
 			return
 		}
 	}
-	s.t.Errorf("%s: the new version answers %d of %d, not %d to %d", what, got, n, least, most)
+	s.t.Errorf("%s: the new version answers %d of 100, not %d to %d", what, got, least, most)
+}
+
+// leads waits until a Service leads to so many ready pods.
+func (s *shop) leads(service manifest.Ref, pods int) {
+	s.t.Helper()
+	slices, ready := s.dynamic.Resource(builtin("discovery.k8s.io", "v1", "endpointslices")).Namespace(ns), 0
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		all, err := slices.List(s.ctx, metav1.ListOptions{LabelSelector: "kubernetes.io/service-name=" + service.Name})
+		s.must(err)
+		ready = 0
+		for _, o := range all.Items {
+			endpoints, _, _ := unstructured.NestedSlice(o.Object, "endpoints")
+			for _, e := range endpoints {
+				if is, _, _ := unstructured.NestedBool(e.(map[string]any), "conditions", "ready"); is {
+					ready++
+				}
+			}
+		}
+		if ready == pods {
+			return
+		}
+	}
+	s.t.Fatalf("%s leads to %d pods, not to %d", service, ready, pods)
 }
 
 func (s *shop) undo(changes []platform.Change) {
@@ -213,9 +229,14 @@ func TestRatio(t *testing.T) {
 	}
 	s.must(s.SetWeight(s.ctx, "d1/25", []manifest.Ref{web}, 25))
 	s.ready(time.Minute)
-	// A pod of the old version too many would make it 20 %, which lies outside of what these many requests allow.
+	s.leads(webService, 4)
+	s.twos(webService, 300) // while kube-proxy follows
 	const n, sd = 2400, 21
-	s.settlesAt(webService, "at 25 %", n, n/4-4*sd, n/4+4*sd)
+	got := s.twos(webService, n)
+	t.Logf("at 25 %% the canary answered %d of %d", got, n)
+	if got < n/4-4*sd || got > n/4+4*sd {
+		t.Error("that is not the share of one pod of four")
+	}
 	s.undo(changes)
 }
 

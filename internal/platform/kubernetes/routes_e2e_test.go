@@ -225,7 +225,7 @@ func TestWeightsOfRoutes(t *testing.T) {
 	}
 	s.must(s.SetWeight(s.ctx, "d1/10", refs, 10))
 	s.ready(time.Minute)
-	const n, sd = 600, 7
+	const n, sd = 2400, 15
 	if got := through(s, srv.URL, n); got < n/10-4*sd || got > n/10+4*sd {
 		t.Errorf("at 10 %% the canary answered %d of %d; the route is %s", got, n, route())
 	} else {
