@@ -171,11 +171,11 @@ func (k clusters) class(t *testing.T, c cluster, driver, parameters string) {
 	})
 }
 
-// objects are those of the test in both clusters, with their UIDs. Pods and what controllers keep beside them come and go; the
+// objects are those of the test in both clusters, with their UIDs and how often what is wanted of them was changed. Pods and what controllers keep beside them come and go; the
 // namespaces that Sluice makes for copies stay, empty but for the journal of what was applied there.
-func (k clusters) objects() map[string]types.UID {
+func (k clusters) objects() map[string]string {
 	k.t.Helper()
-	found := map[string]types.UID{}
+	found := map[string]string{}
 	for _, c := range []cluster{k.prod, k.staging} {
 		for resource, at := range map[string][]string{
 			"namespaces": {"metadata", "name"}, "persistentvolumes": {"spec", "claimRef", "namespace"},
@@ -195,7 +195,7 @@ func (k clusters) objects() map[string]types.UID {
 				stays := resource == "namespaces" && o.GetLabels()["app.kubernetes.io/managed-by"] == "sluice" || o.GetLabels()["sluice.dev/journal"] != "" ||
 					resource == "configmaps" && o.GetName() == "kube-root-ca.crt" || resource == "serviceaccounts" && o.GetName() == "default"
 				if strings.HasPrefix(ns, k.prefix) && !stays {
-					found[fmt.Sprintf("%s: %s %s/%s", c.name, resource, o.GetNamespace(), o.GetName())] = o.GetUID()
+					found[fmt.Sprintf("%s: %s %s/%s", c.name, resource, o.GetNamespace(), o.GetName())] = fmt.Sprintf("%s, generation %d", o.GetUID(), o.GetGeneration())
 				}
 			}
 		}
@@ -204,20 +204,20 @@ func (k clusters) objects() map[string]types.UID {
 }
 
 // unchanged holds that the objects are those that were there.
-func (k clusters) unchanged(was map[string]types.UID) {
+func (k clusters) unchanged(was map[string]string) {
 	k.t.Helper()
 	k.eventually("nothing of the copy is left", func() error {
 		now := k.objects()
-		maps.DeleteFunc(now, func(name string, uid types.UID) bool { return was[name] == uid })
+		maps.DeleteFunc(now, func(name, is string) bool { return was[name] == is })
 		if len(now) > 0 {
 			return fmt.Errorf("there are %s", strings.Join(slices.Sorted(maps.Keys(now)), "; "))
 		}
 		return nil
 	})
 	now := k.objects()
-	for name, uid := range was {
-		if now[name] != uid {
-			k.t.Errorf("%s is gone", name)
+	for name, is := range was {
+		if now[name] != is {
+			k.t.Errorf("%s is %q, and was %q", name, now[name], is)
 		}
 	}
 }
