@@ -5,9 +5,11 @@ package controller_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -69,14 +71,8 @@ func TestChart(t *testing.T) {
 	l.begin(t, "first", "1")
 	l.ends(t, "first")
 	l.begin(t, "second", "2")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	waits := context.Canceled // ends the watch
-	within, enough := context.WithCancelCause(ctx)
-	_ = l.remote.Watch(within, "second", func(d store.Delivery) {
-		if d.Status.Nodes["prod/deploy/half"].Phase == delivery.StepRunning || d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting {
-			enough(waits)
-		}
+	l.until(t, "second", func(d store.Delivery) bool {
+		return d.Status.Nodes["prod/deploy/half"].Phase == delivery.StepRunning || d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting
 	})
 	holder, err := kubectl("-n", l.deliveries, "get", "lease", "sluice-controller", "-o", "jsonpath={.spec.holderIdentity}")
 	if err != nil {
@@ -91,6 +87,7 @@ func TestChart(t *testing.T) {
 	if err != nil || after == holder {
 		t.Errorf("the leader is still %s (%v)", after, err)
 	}
+	l.tells(t, after[:strings.LastIndex(after, "-")])
 	reasons, err := kubectl("-n", l.deliveries, "get", "events", "-o", "jsonpath={.items[*].reason}")
 	if err != nil || !strings.Contains(reasons, "Succeeded") {
 		t.Errorf("the Events tell %s (%v)", reasons, err)
@@ -103,6 +100,7 @@ func TestChart(t *testing.T) {
 			t.Errorf("the controller may not %s: %s", strings.Join(may, " "), out)
 		}
 	}
+	l.deleted(t)
 	// Another namespace is not one of its targets.
 	elsewhere := l
 	elsewhere.app = "default"
@@ -110,6 +108,55 @@ func TestChart(t *testing.T) {
 	last := elsewhere.last(t, "elsewhere")
 	if last.Status.State != delivery.Failed || !strings.Contains(last.Status.Reason, "forbidden") {
 		t.Errorf("a delivery to another namespace ended %s: %s", last.Status.State, last.Status.Reason)
+	}
+}
+
+// until waits until a delivery is as it should be.
+func (l lab) until(t *testing.T, id string, holds func(store.Delivery) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	within, enough := context.WithCancelCause(ctx)
+	held := errors.New("it is as it should be")
+	_ = l.remote.Watch(within, id, func(d store.Delivery) {
+		if holds(d) {
+			enough(held)
+		}
+	})
+	if context.Cause(within) != held {
+		t.Fatalf("delivery %s does not come so far: %v", id, context.Cause(within))
+	}
+}
+
+// tells holds what people and Prometheus see of two deliveries that have ended.
+func (l lab) tells(t *testing.T, leader string) {
+	t.Helper()
+	table, err := kubectl("-n", l.deliveries, "get", "deliveries")
+	if columns := "NAME APPLICATION PHASE TARGET STEP SINCE"; err != nil || !strings.HasPrefix(strings.Join(strings.Fields(table), " "), columns) {
+		t.Errorf("kubectl shows\n%s and not the columns %s", table, columns)
+	}
+	if !regexp.MustCompile(`(?m)^second +web +Succeeded `).MatchString(table) {
+		t.Errorf("kubectl shows\n%s and no second delivery of web that has succeeded", table)
+	}
+	metrics, err := kubectl("get", "--raw", "/api/v1/namespaces/"+l.deliveries+"/pods/"+leader+":8080/proxy/metrics")
+	if err != nil || !strings.Contains(metrics, `sluice_deliveries_ended_total{state="succeeded"} 1`) {
+		t.Errorf("the leader, which has ended one delivery, measures (%v)\n%s", err, metrics)
+	}
+}
+
+// deleted deletes a delivery in the middle of its canary, which takes it back.
+func (l lab) deleted(t *testing.T) {
+	t.Helper()
+	l.begin(t, "third", "3")
+	l.until(t, "third", func(d store.Delivery) bool {
+		return d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting
+	})
+	if out, err := kubectl("-n", l.deliveries, "delete", "delivery", "third", "--timeout=2m"); err != nil {
+		t.Fatal(out)
+	}
+	const shown = `-o=jsonpath={range .items[*]}{.metadata.name} {.spec.replicas} {.spec.template.spec.containers[0].env[0].value};{end}`
+	if out, err := kubectl("-n", l.app, "get", "deployments", shown); err != nil || out != "web 2 2;" {
+		t.Errorf("after its canary was deleted the application is %q (%v)", out, err)
 	}
 }
 
