@@ -186,7 +186,7 @@ func canaryName(o manifest.Object) string {
 		return n
 	}
 	id := o.GetLabels()[deliveryLabel]
-	return o.GetName() + "-" + strings.ToLower(id[:min(8, len(id))])
+	return o.GetName() + "-" + strings.TrimRight(strings.ToLower(id[:min(8, len(id))]), "-._") // people give Deliveries names, too
 }
 
 // startOne brings one canary up, or, where nothing ran before, the first version.

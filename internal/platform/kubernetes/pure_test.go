@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/restmapper"
@@ -337,6 +338,18 @@ func TestFailed(t *testing.T) {
 	} {
 		if got := failed(c.err, "do it"); fault.KindOf(got) != c.kind || !strings.Contains(got.Error(), c.says) || !strings.HasPrefix(got.Error(), "do it: ") {
 			t.Errorf("%s: %q: %v", name, fault.KindOf(got), got)
+		}
+	}
+}
+
+// The name of a canary is a valid one, whatever name somebody has given the Delivery.
+func TestCanaryName(t *testing.T) {
+	for delivery, want := range map[string]string{"68685a33e34580b8": "web-68685a33", "release-2026": "web-release", "d1": "web-d1"} {
+		o := manifest.Object{Unstructured: unstructured.Unstructured{Object: map[string]any{}}}
+		o.SetName("web")
+		o.SetLabels(map[string]string{deliveryLabel: delivery})
+		if got := canaryName(o); got != want {
+			t.Errorf("the canary of delivery %s is %s, not %s", delivery, got, want)
 		}
 	}
 }
