@@ -123,7 +123,7 @@ func (l lab) until(t *testing.T, id string, holds func(store.Delivery) bool) {
 			enough(held)
 		}
 	})
-	if context.Cause(within) != held {
+	if !errors.Is(context.Cause(within), held) {
 		t.Fatalf("delivery %s does not come so far: %v", id, context.Cause(within))
 	}
 }
