@@ -220,6 +220,9 @@ func (s *stages) all(ctx context.Context, stage string, count int) (map[string]t
 		select {
 		case <-s.moved:
 		case <-limited.Done():
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
 			return nil, fmt.Errorf("%d of %d are at %q after %s", n, count, stage, stageWithin)
 		}
 	}
