@@ -27,6 +27,7 @@ spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
 func TestCanaryUnderAnAutoscaler(t *testing.T) {
 	s := newShop(t)
 	by(t, s.Platform, "kubectl-client-side-apply", budgets)
+	s.before = snapshotOf(t, s.Platform)
 	refs := []manifest.Ref{web}
 	replicas := func(what string, stable, canary int64) {
 		t.Helper()

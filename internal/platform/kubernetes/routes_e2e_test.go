@@ -343,10 +343,11 @@ func TestRouteThatIsNotAccepted(t *testing.T) {
 		}))
 	}
 	says(strings.Replace(shopRoute, "rules: [", "rules: [{backendRefs: [{name: missing, port: 1}]}, ", 1), false)
+	before := snapshotOf(t, s.Platform)
 	if _, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "ResolvedRefs is false") {
 		t.Errorf("a canary of a route that is not accepted: kind %q: %v", fault.KindOf(err), err)
 	}
-	same(t, "after the refusal", snapshotOf(t, s.Platform), s.before)
+	same(t, "after the refusal", snapshotOf(t, s.Platform), before)
 	says(shopRoute, true)
 
 	changes := s.start()

@@ -14,7 +14,7 @@ import (
 // ProgramEnv makes a test binary be the program that the suite deploys, when its TestMain calls Program.
 const ProgramEnv = "SLUICE_TEST_PROGRAM"
 
-// Program is what the suite deploys: a server that answers with its version and its pid (as broken, one that breaks off what
+// Program is what the suite deploys: a server that answers with its version, its pid and its host (as broken, one that breaks off what
 // it answers to /break), one that answers lines, a Job that succeeds or fails, or
 // a program that cannot start. It returns false where the binary is to run tests.
 func Program() bool {
@@ -54,7 +54,8 @@ func serveHTTP() {
 			_ = http.NewResponseController(w).Flush()
 			panic(http.ErrAbortHandler)
 		}
-		fmt.Fprintf(w, "%s %d", os.Getenv("VERSION"), os.Getpid())
+		host, _ := os.Hostname()
+		fmt.Fprintf(w, "%s %d %s", os.Getenv("VERSION"), os.Getpid(), host)
 	})}
 	context.AfterFunc(told(), func() { _ = srv.Shutdown(context.Background()) })
 	_ = srv.Serve(l)
