@@ -27,9 +27,13 @@ func blind() map[fingerprint.Part][]string {
 	}
 }
 
-// ablate compares the same damaged twins by the real method without one part after another.
+// ablate compares the same damaged twins by the real method without one part after another, which is five comparisons more:
+// not among the everyday tests.
 func (d *damage) ablate(t *testing.T, name string, compare func(fingerprint.Part) *fingerprint.Report) {
 	t.Helper()
+	if testing.Short() {
+		return
+	}
 	for _, part := range fingerprint.Parts() {
 		missed := d.told(t, compare(part)) != d.want.text(t)
 		switch want := slices.Contains(blind()[part], name); {

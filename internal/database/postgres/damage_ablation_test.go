@@ -26,9 +26,13 @@ func blind() map[fingerprint.Part][]string {
 	}
 }
 
-// ablations compares the same damaged databases by the real method without one part after another.
+// ablations compares the same damaged databases by the real method without one part after another, which is five comparisons
+// more: not among the everyday tests.
 func ablations(t *testing.T, s *instance, list []damage) {
 	t.Helper()
+	if testing.Short() {
+		return
+	}
 	for _, part := range fingerprint.Parts() {
 		report, differences := compareDatabases(t, s, "control", "target", func(ctx context.Context, o fingerprint.Options) (*fingerprint.Report, error) {
 			return fingerprint.CompareWithout(ctx, o, part)
