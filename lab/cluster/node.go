@@ -43,6 +43,15 @@ healthzBindAddress: 127.0.0.1:10256
 metricsBindAddress: 127.0.0.1:10249
 `
 
+// nodeRights let a kubelet read what its pods mount. The authorizer of nodes lets it too, but some milliseconds after a pod is
+// bound: a kubelet that is refused meanwhile tries again ten seconds later.
+const nodeRights = `apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: lab:nodes}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: system:node}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: system:nodes}]
+`
+
 // startNode starts the kubelet and the proxy of Services, and waits until the node takes pods.
 func (c *Cluster) startNode(ctx context.Context, client *kube.Client) error {
 	values := map[string]any{
@@ -55,6 +64,9 @@ func (c *Cluster) startNode(ctx context.Context, client *kube.Client) error {
 		return err
 	}
 	if err := writeTemplate(c.path("proxy.yaml"), proxyConfig, values); err != nil {
+		return err
+	}
+	if err := client.Apply(ctx, "", nodeRights); err != nil {
 		return err
 	}
 	if err := c.program(ctx, "kubelet", "--config="+c.path("kubelet.yaml"), "--kubeconfig="+c.path("pki", "kubelet.kubeconfig"),

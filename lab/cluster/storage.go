@@ -83,13 +83,14 @@ func (c *Cluster) startStorage(ctx context.Context, client *kube.Client) error {
 	if err != nil {
 		return err
 	}
-	admin := "--kubeconfig=" + c.Kubeconfig()
+	// Their own limit is five requests a second, for which several copies at once would queue.
+	usual := []string{"--kubeconfig=" + c.Kubeconfig(), "--leader-election=false", "--kube-api-qps=50", "--kube-api-burst=100"}
 	for name, args := range map[string][]string{
 		"csi-provisioner":     {"--csi-address=" + socket, "--default-fstype=ext4", "--feature-gates=Topology=false"},
 		"csi-snapshotter":     {"--csi-address=" + socket},
 		"snapshot-controller": nil,
 	} {
-		if err := c.program(ctx, name, append(args, admin, "--leader-election=false")...); err != nil {
+		if err := c.program(ctx, name, append(args, usual...)...); err != nil {
 			return err
 		}
 	}
