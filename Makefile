@@ -50,7 +50,7 @@ test-kubernetes: companions ## the tests on real clusters (as root; builds Kuber
 test-killed: companions ## kills the controller after every status write of a whole story and a canary at every write, on real clusters (as root; more than an hour)
 	@lab/install
 	@cd lab && LAB_DIR=/var/lib/sluice-lab-killed GOFLAGS=-trimpath $(GO) run ./cmd/lab run --images quick,prometheus:debian \
-		sh -c 'cd .. && SLUICE_LONG=all $(GO) test -tags e2e -v -timeout 6h -run "^(TestKilledCanary|TestClusterControllerKilled)$$" ./internal/platform/kubernetes ./test/e2e'
+		sh -c 'cd .. && SLUICE_LONG=all $(GO) test -tags e2e -v -p 1 -timeout 6h -run "^(TestKilledCanary|TestClusterControllerKilled)$$" ./test/e2e ./internal/platform/kubernetes'
 
 demo-kubernetes: build ## the demo on two Kubernetes clusters (as root; builds Kubernetes once)
 	@lab/install
