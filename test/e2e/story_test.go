@@ -169,7 +169,8 @@ func (st *story) keepLedger() {
 	}
 }
 
-// test is the team's integration test of staging: is all there that was when the copy was made, and does the shop work?
+// test is the team's integration test of staging: is all there that was when the copy was made, and does the shop work at the
+// address that the delivery exposes?
 func (st *story) test(w http.ResponseWriter, h hook) {
 	w.WriteHeader(http.StatusAccepted)
 	st.hooks.calls.Go(func() {
@@ -177,7 +178,7 @@ func (st *story) test(w http.ResponseWriter, h hook) {
 		message := found.String()
 		if err == nil && len(found.Missing)+len(found.Differing) == 0 {
 			var out []byte
-			out, err = exec.Command(companion(st.t, "shop"), "test", "--url", "http://"+st.staging.address("web")).CombinedOutput()
+			out, err = exec.Command(companion(st.t, "shop"), "test", "--url", h.body).CombinedOutput()
 			message += "\n" + string(out)
 		}
 		if err != nil {
