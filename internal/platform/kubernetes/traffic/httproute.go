@@ -7,6 +7,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
+// mostWeight is the largest weight that an HTTPRoute can have.
+const mostWeight = 1_000_000
+
 // Routes reports whether an HTTPRoute leads to a Service of its own namespace.
 func Routes(route map[string]any, service string) bool {
 	found := false
@@ -42,10 +45,24 @@ func HTTPRoute(route map[string]any, s Split) []any {
 			canary["name"] = name
 			out = append(out, canary)
 		}
-		rule["backendRefs"] = out
+		rule["backendRefs"] = within(out)
 	})
 	rules, _, _ := unstructured.NestedSlice(next.Object, "spec", "rules")
 	return rules
+}
+
+// within makes weights that are too large for an HTTPRoute smaller, all by the same factor. None becomes 0 by that.
+func within(refs []any) []any {
+	list, largest := objects(refs), int64(0)
+	for _, ref := range list {
+		largest = max(largest, weightOf(ref))
+	}
+	for _, ref := range list {
+		if w := weightOf(ref); largest > mostWeight && w > 0 {
+			ref["weight"] = max(1, w*mostWeight/largest)
+		}
+	}
+	return refs
 }
 
 // of returns the Service of the canary of what a reference leads to, "" where it has none.

@@ -64,6 +64,26 @@ rules:
 	}
 }
 
+// TestLargeWeights: a split asks for none that the Gateway API's definition refuses, and is what it is with small ones.
+func TestLargeWeights(t *testing.T) {
+	for text, want := range map[string]string{
+		"{name: web, weight: 10000}":                                    "[{name: web, weight: 900000}, {name: web-canary, weight: 100000}]",
+		"{name: web, weight: 1000000}":                                  "[{name: web, weight: 1000000}, {name: web-canary, weight: 111111}]",
+		"{name: web, weight: 1}, {name: old, weight: 1000000}":          "[{name: web, weight: 1}, {name: web-canary, weight: 1}, {name: old, weight: 1000000}]",
+		"{name: web, weight: 200000}, {name: web, port: 81, weight: 0}": "[{name: web, weight: 1000000}, {name: web-canary, weight: 111111}, {name: web, port: 81, weight: 0}, {name: web-canary, port: 81, weight: 0}]",
+	} {
+		first := parsed(t, "kind: HTTPRoute\nspec: {rules: [{backendRefs: ["+text+"]}]}")
+		s := Split{Canaries: map[string]string{"web": "web-canary"}, Percent: 10}
+		got := HTTPRoute(first, s)
+		if want := parsed(t, "rules: [{backendRefs: "+want+"}]")["rules"]; !reflect.DeepEqual(got, want) {
+			t.Errorf("%s becomes\n%v, not\n%v", text, got, want)
+		}
+		if !Ours(first, got, s) {
+			t.Errorf("%v is not known again", got)
+		}
+	}
+}
+
 func TestRoutes(t *testing.T) {
 	for ref, want := range map[string]bool{
 		"{name: web}": true, "{name: web, kind: Service, group: ''}": true, "{name: web, kind: Bucket}": false, "{name: web, group: x.org}": false,
