@@ -108,38 +108,58 @@ func (f trip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 // lab is two namespaces of the cluster: one with deliveries, one that they go to.
 type lab struct {
 	deliveries, app string
+	account         string // what the controller calls the cluster
 	remote          *cluster.Remote
 }
 
 func newLab(t *testing.T) lab {
 	t.Helper()
-	name := fmt.Sprintf("sluice-%s-%d", strings.ToLower((t.Name() + "xxxx")[4:9]), time.Now().UnixNano()%1e10)
-	l := lab{deliveries: name, app: name + "-app"}
-	for _, ns := range []string{l.deliveries, l.app} {
-		if out, err := kubectl("create", "namespace", ns); err != nil {
-			t.Fatal(out)
-		}
-		t.Cleanup(func() {
-			if ns == l.deliveries {
-				// Deliveries that a failed test has left would wait for a controller.
-				names, _ := kubectl("-n", ns, "get", "deliveries", "-o", "name")
-				for n := range strings.FieldsSeq(names) {
-					_, _ = kubectl("-n", ns, "patch", n, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
-				}
-			}
-			if out, err := kubectl("delete", "namespace", ns, "--wait=false"); err != nil {
-				t.Error(out)
-			}
-		})
+	name := unique(t)
+	l := lab{deliveries: name, app: name + "-app", account: "lab", remote: remote(t, name)}
+	namespace(t, l.deliveries)
+	namespace(t, l.app)
+	return l
+}
+
+// unique is a name for what a test makes.
+func unique(t *testing.T) string {
+	return fmt.Sprintf("sluice-%s-%d", strings.ToLower((t.Name() + "xxxx")[4:9]), time.Now().UnixNano()%1e10)
+}
+
+// namespace makes a namespace for as long as the test runs.
+func namespace(t *testing.T, name string) {
+	t.Helper()
+	if out, err := kubectl("create", "namespace", name); err != nil {
+		t.Fatal(out)
 	}
+	t.Cleanup(func() {
+		letGo(name)
+		if out, err := kubectl("delete", "namespace", name, "--wait=false"); err != nil {
+			t.Error(out)
+		}
+	})
+}
+
+// letGo has the deliveries that a failed test has left wait for no controller.
+func letGo(namespace string) {
+	names, _ := kubectl("-n", namespace, "get", "deliveries", "-o", "name")
+	for n := range strings.FieldsSeq(names) {
+		_, _ = kubectl("-n", namespace, "patch", n, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
+	}
+}
+
+// remote starts the deliveries of a namespace and decides about them.
+func remote(t *testing.T, namespace string) *cluster.Remote {
+	t.Helper()
 	c, err := credentials()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.remote, err = cluster.NewRemote(cluster.Config{Credentials: c, Namespace: l.deliveries}); err != nil {
+	r, err := cluster.NewRemote(cluster.Config{Credentials: c, Namespace: namespace})
+	if err != nil {
 		t.Fatal(err)
 	}
-	return l
+	return r
 }
 
 // start starts a controller that ends or stops itself after some status writes.
@@ -199,9 +219,9 @@ func (l lab) spec(t *testing.T, id, version string) delivery.Spec {
 		nodes = append(nodes, plan.Node{Path: "prod/deploy/" + path, Title: path, Target: "prod", Phase: plan.Deploy, Kind: kind, Args: raw, After: after})
 		after = []string{"prod/deploy/" + path}
 	}
-	objects := plan.ApplyArgs{Account: "lab", Namespace: l.app, Objects: l.objects(t, version), Timeout: time.Minute}
+	objects := plan.ApplyArgs{Account: l.account, Namespace: l.app, Objects: l.objects(t, version), Timeout: time.Minute}
 	weight := func(w int) plan.WeightArgs {
-		return plan.WeightArgs{Account: "lab", Namespace: l.app, Deployments: []manifest.Ref{{Kind: "Deployment", Namespace: l.app, Name: "web"}}, Weight: w, Timeout: time.Minute}
+		return plan.WeightArgs{Account: l.account, Namespace: l.app, Deployments: []manifest.Ref{{Kind: "Deployment", Namespace: l.app, Name: "web"}}, Weight: w, Timeout: time.Minute}
 	}
 	if version == "1" {
 		add("apply", plan.KindApply, objects)
@@ -212,7 +232,7 @@ func (l lab) spec(t *testing.T, id, version string) delivery.Spec {
 		add("promote", plan.KindPromote, weight(100))
 	}
 	return delivery.Spec{ID: id, Application: "web", CreatedAt: time.Now().UTC(), Graph: plan.Graph{Application: "web",
-		Targets: []plan.Target{{Name: "prod", Account: "lab", Namespace: l.app}}, Nodes: nodes}}
+		Targets: []plan.Target{{Name: "prod", Account: l.account, Namespace: l.app}}, Nodes: nodes}}
 }
 
 // ends waits until a delivery has ended, and approves it when it asks.
@@ -360,7 +380,7 @@ func TestLocked(t *testing.T) {
 		}
 	}
 	l.begin(t, "b", "2")
-	l.reaches(t, "b", func(d store.Delivery) bool {
+	l.until(t, "b", func(d store.Delivery) bool {
 		return d.Status.Nodes["prod/deploy/approval"].Phase == delivery.StepWaiting
 	})
 	lock("b")
@@ -368,7 +388,7 @@ func TestLocked(t *testing.T) {
 	l.gone(t, "b")
 	lock("")
 	l.begin(t, "c", "3")
-	l.reaches(t, "c", func(d store.Delivery) bool { return d.Status.Waits != "" })
+	l.until(t, "c", func(d store.Delivery) bool { return d.Status.Waits != "" })
 	if why, err := kubectl("-n", l.deliveries, "wait", "delivery/c", `--for=jsonpath={.status.conditions[?(@.type=="Reconciling")].reason}=WaitingForLock`, "--timeout=30s"); err != nil {
 		t.Errorf("the delivery does not say that it waits: %s", why)
 	}
@@ -379,23 +399,6 @@ func TestLocked(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.ends(t, "c")
-}
-
-// reaches waits until a delivery is as it should be.
-func (l lab) reaches(t *testing.T, id string, is func(store.Delivery) bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	reached := false
-	err := l.remote.Watch(ctx, id, func(d store.Delivery) {
-		if is(d) {
-			reached = true
-			cancel()
-		}
-	})
-	if !reached {
-		t.Fatalf("delivery %s does not come there: %v", id, err)
-	}
 }
 
 // gone waits until the lock of the application is given back.
