@@ -24,6 +24,7 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/config"
 	"github.com/sluice-cd/sluice/internal/delivery"
+	"github.com/sluice-cd/sluice/internal/kube"
 	"github.com/sluice-cd/sluice/internal/kube/kubetest"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
@@ -255,6 +256,9 @@ func (l lab) ends(t *testing.T, id string) store.Delivery {
 	}
 	if last.Status.State != delivery.Succeeded {
 		t.Fatalf("delivery %s ended %s: %s", id, last.Status.State, last.Status.Reason)
+	}
+	if kept, err := kubectl("-n", l.app, "get", "secrets", "-l", "sluice.dev/journal,"+kube.DeliveryLabel+"="+id, "-o", "name"); err != nil || kept != "" {
+		t.Errorf("what was there before delivery %s is still kept (%v): %s", id, err, kept)
 	}
 	return last
 }

@@ -154,6 +154,12 @@ type Keeper interface {
 	Kept(ctx context.Context, changes []Change) error
 }
 
+// Forgetter is a Platform that keeps what was there before the changes of a delivery where its objects are.
+type Forgetter interface {
+	// Forget removes what is kept of a delivery in a namespace: nothing of it can be taken back any more.
+	Forget(ctx context.Context, namespace, delivery string) error
+}
+
 // OpenLabel is required of its pods by a Service that is closed, where a Service is closed by its selector.
 const OpenLabel = "sluice.dev/open"
 

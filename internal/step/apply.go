@@ -76,8 +76,34 @@ func changed(ctx context.Context, c Call, again func() ([]platform.Change, error
 	return s.Changes, err
 }
 
+// Forget has a platform keep no longer what was there before the changes of a delivery that has ended.
+func Forget(ctx context.Context, p platform.Platform, namespace string, c Call) (Outcome, error) {
+	if f, ok := p.(platform.Forgetter); ok {
+		if err := f.Forget(ctx, namespace, c.Delivery); err != nil {
+			return Outcome{}, err
+		}
+	}
+	return Done(delivery.Pass, ""), nil
+}
+
+// forgetting is the clean-up of steps that apply objects.
+type forgetting struct{ ports Ports }
+
+// Clean has the platform forget what was there before.
+func (st forgetting) Clean(ctx context.Context, c Call) (Outcome, error) {
+	a, err := read[plan.ApplyArgs](c.Args)
+	if err != nil {
+		return Outcome{}, err
+	}
+	p, err := st.ports.Platform(a.Account)
+	if err != nil {
+		return Outcome{}, err
+	}
+	return Forget(ctx, p, a.Namespace, c)
+}
+
 // apply applies objects and waits until they are ready.
-type apply struct{ ports Ports }
+type apply struct{ forgetting }
 
 // Plan says what is applied.
 func (apply) Plan(n plan.Node) (plan.Description, error) {
@@ -151,7 +177,7 @@ func (st apply) Undo(ctx context.Context, c Call) (Outcome, error) {
 }
 
 // startCanary brings the new version of Deployments up beside the old one.
-type startCanary struct{ ports Ports }
+type startCanary struct{ forgetting }
 
 // Plan says what starts.
 func (startCanary) Plan(n plan.Node) (plan.Description, error) {

@@ -114,7 +114,7 @@ func TestUndoKnowsWhatWasChanged(t *testing.T) {
 				n := &noted{refuse: c.refuse, half: c.half}
 				po := ports()
 				po.Platform = func(string) (platform.Platform, error) { return n, nil }
-				st := []Step{apply{po}, startCanary{po}}[i]
+				st := []Step{apply{forgetting{po}}, startCanary{forgetting{po}}}[i]
 				r := newRunner(t, st, applying())
 				r.failAt = c.killedAt
 				out, err := st.Run(t.Context(), r.call)
@@ -191,7 +191,7 @@ func TestWaitsOfThePlatformEnd(t *testing.T) {
 	}
 	a := applying()
 	a.Timeout = args.Timeout
-	for _, r := range []*runner{newRunner(t, setWeight{po}, args), newRunner(t, startCanary{po}, a)} {
+	for _, r := range []*runner{newRunner(t, setWeight{po}, args), newRunner(t, startCanary{forgetting{po}}, a)} {
 		if _, err := r.step.Undo(t.Context(), r.call); !fault.Is(err, fault.Invalid) {
 			t.Errorf("the undo of %T: %v", r.step, err)
 		}

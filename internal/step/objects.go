@@ -105,9 +105,11 @@ func (st runJob) Clean(ctx context.Context, c Call) (Outcome, error) {
 		return Outcome{}, err
 	}
 	if d, ok := p.(platform.Deleter); ok {
-		err = d.Delete(ctx, c.Key+"/clean", c.Delivery, refs(a.Objects, a.To.Namespace))
+		if err := d.Delete(ctx, c.Key+"/clean", c.Delivery, refs(a.Objects, a.To.Namespace)); err != nil {
+			return Outcome{}, err
+		}
 	}
-	return Done(delivery.Pass, ""), err
+	return Forget(ctx, p, a.To.Namespace, c)
 }
 
 // waitFor waits until an object is ready.

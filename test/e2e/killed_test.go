@@ -260,8 +260,23 @@ func (k *killedStory) objects(id string) (all []string) {
 			}
 		}
 	}
+	k.forgotten(id)
 	slices.Sort(all)
 	return all
+}
+
+// forgotten holds that nothing is kept any more of how things were before an ended delivery.
+func (k *killedStory) forgotten(id string) {
+	k.t.Helper()
+	for _, c := range []*shopCluster{k.prod, k.staging} {
+		list, err := c.of("", "secrets").List(context.Background(), metav1.ListOptions{LabelSelector: "sluice.dev/journal=true," + kube.DeliveryLabel + "=" + id})
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		for _, s := range list.Items {
+			k.t.Errorf("%s: what was there before is still kept in Secret %s/%s", c.name, s.GetNamespace(), s.GetName())
+		}
+	}
 }
 
 // volume is what production's database runs on.

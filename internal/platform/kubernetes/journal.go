@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/client-go/dynamic"
@@ -139,6 +140,30 @@ func (j journal) forget(ctx context.Context, r *record) error {
 		return nil
 	}
 	return failed(err, "delete Secret %s/%s", r.Namespace, name(r.Key))
+}
+
+// Forget implements platform.Forgetter.
+func (p *Platform) Forget(ctx context.Context, namespace, delivery string) error {
+	return p.journal.forgetAll(ctx, namespace, delivery)
+}
+
+// forgetAll deletes every record of a delivery in a namespace.
+func (j journal) forgetAll(ctx context.Context, namespace, delivery string) error {
+	in := j.secrets.Namespace(namespace)
+	all, err := in.List(ctx, metav1.ListOptions{LabelSelector: labels.Set{journalLabel: "true", deliveryLabel: labelValue(delivery)}.String()})
+	if err != nil {
+		return failed(err, "look for what delivery %s has kept among the Secrets of namespace %s", delivery, namespace)
+	}
+	for _, s := range all.Items {
+		// A label may be too short to tell two deliveries apart.
+		if deliveryOf(s.GetAnnotations()[keyAnnotation]) != delivery {
+			continue
+		}
+		if err := in.Delete(ctx, s.GetName(), metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return failed(err, "delete Secret %s/%s", namespace, s.GetName())
+		}
+	}
+	return nil
 }
 
 // put writes a record, its first part last, so that a record is there as a whole or not at all. It reports whether it was

@@ -162,7 +162,17 @@ func TestClaimsOutliveTheirStatefulSet(t *testing.T) {
 	}
 }
 
-// TestBigPreImage keeps what does not fit into one Secret.
+// journaled are the Secrets that keep what was there before a delivery's changes.
+func journaled(t *testing.T, p *Platform, delivery string) []unstructured.Unstructured {
+	t.Helper()
+	list, err := p.dynamic.Resource(secrets()).Namespace(ns).List(t.Context(), metav1.ListOptions{LabelSelector: journalLabel + "=true," + deliveryLabel + "=" + delivery})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+// TestBigPreImage keeps what does not fit into one Secret, until it is to be forgotten.
 func TestBigPreImage(t *testing.T) {
 	p, ctx := fresh(t)
 	var b strings.Builder
@@ -177,22 +187,30 @@ func TestBigPreImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := p.dynamic.Resource(secrets()).Namespace(ns).List(ctx, metav1.ListOptions{LabelSelector: journalLabel + "=true," + deliveryLabel + "=d1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range list.Items {
+	all := journaled(t, p, "d1")
+	for _, s := range all {
 		if fixed, _, _ := unstructured.NestedBool(s.Object, "immutable"); !fixed {
 			t.Errorf("Secret %s may be changed", s.GetName())
 		}
 	}
-	if len(list.Items) < 3 {
-		t.Errorf("%d Secrets keep it", len(list.Items))
+	if len(all) < 3 {
+		t.Errorf("%d Secrets keep it", len(all))
 	}
 	if err := p.Revert(ctx, "d1/r", changes); err != nil {
 		t.Fatal(err)
 	}
 	same(t, "after the revert", snapshotOf(t, p), before)
+
+	another := platform.Options{Namespace: ns, Delivery: "d2"}
+	if _, err := p.Apply(ctx, "d2/a", objectsOf(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: small}\n"), another); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Forget(ctx, ns, "d1"); err != nil {
+		t.Fatal(err)
+	}
+	if n, others := len(journaled(t, p, "d1")), len(journaled(t, p, "d2")); n != 0 || others == 0 {
+		t.Errorf("%d Secrets of the delivery that is forgotten are left, and %d of another one", n, others)
+	}
 }
 
 // TestDefinition applies a kind and an object of it together.

@@ -62,7 +62,8 @@ func lacking(objects []manifest.Object, namespace string) ([]manifest.Ref, error
 	return refs, nil
 }
 
-// clear stops a copy for good and deletes what was lent to it and what kept its pods from everything else, too.
+// clear stops a copy for good and deletes what was lent to it and what kept its pods from everything else, too. Nothing that was
+// applied beside the target is taken back.
 func (b base) clear(ctx context.Context, c step.Call, p place, namespace string, objects []manifest.Object, key string) error {
 	if err := b.stop(ctx, c, p, namespace, objects, key); err != nil {
 		return err
@@ -76,6 +77,9 @@ func (b base) clear(ctx context.Context, c step.Call, p place, namespace string,
 		return err
 	}
 	if err := del.Delete(ctx, key+"/lent", c.Delivery, lent); err != nil {
+		return err
+	}
+	if _, err := step.Forget(ctx, p.Platform, namespace, c); err != nil {
 		return err
 	}
 	return b.release(ctx, c, p, namespace)
