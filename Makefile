@@ -47,7 +47,7 @@ generate: ## the definitions and deep copies of api/v1alpha1, and the plain YAML
 test-kubernetes: companions ## the tests on real clusters (as root; builds Kubernetes once)
 	@test/kubernetes
 
-test-killed: companions ## kills the controller after every status write of a whole story and a canary at every write, on real clusters (as root; more than an hour)
+test-killed: companions ## kills the controller after every status write of a whole story and a canary at every write, on real clusters (as root; forty minutes)
 	@lab/install
 	@cd lab && LAB_DIR=/var/lib/sluice-lab-killed GOFLAGS=-trimpath $(GO) run ./cmd/lab run --images quick,prometheus:debian \
 		sh -c 'cd .. && SLUICE_LONG=all $(GO) test -tags e2e -v -p 1 -timeout 6h -run "^(TestKilledCanary|TestClusterControllerKilled)$$" ./test/e2e ./internal/platform/kubernetes'
