@@ -61,6 +61,7 @@ func recipes() []recipe {
 		{name: "sluice:dev", entrypoint: []string{"/sluice"}, module: ".", pkg: "./cmd/sluice"},
 		{name: "lab/podmetrics:1", entrypoint: []string{"/podmetrics"}, module: "lab", pkg: "./podmetrics"},
 		{name: "lab/cmd-hook:1", entrypoint: []string{"/cmdhook"}, module: "lab", pkg: "./cmdhook", with: []string{"kubectl"}},
+		{name: "lab/testgateway:1", entrypoint: []string{"/testgateway"}, module: "lab", pkg: "./testgateway"},
 		companion("ferretdb:1.17", "ferretdb-a"),
 		companion("ferretdb:1.24", "ferretdb-b"),
 		companion("shop:1", "shop", "web", "--release", "1"),

@@ -3,15 +3,25 @@ package serve
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"time"
 )
 
 // HTTP serves until the context ends, and then what is under way.
 func HTTP(ctx context.Context, listen string, h http.Handler) error {
-	server := &http.Server{Addr: listen, Handler: h, ReadHeaderTimeout: time.Minute}
+	l, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	return On(ctx, l, h)
+}
+
+// On is HTTP for those who listen already.
+func On(ctx context.Context, l net.Listener, h http.Handler) error {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
 	ended := make(chan error, 1)
-	go func() { ended <- server.ListenAndServe() }()
+	go func() { ended <- server.Serve(l) }()
 	select {
 	case err := <-ended:
 		return err

@@ -156,6 +156,9 @@ func (s *shop) answers(service manifest.Ref, n int) map[string]int {
 		body, err := io.ReadAll(resp.Body)
 		s.must(err)
 		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			s.t.Fatalf("%s answers with status %d: %s", service, resp.StatusCode, body)
+		}
 		pods[string(body)]++
 	}
 	return pods

@@ -69,19 +69,21 @@ spec:
 // withMeshes has the lab know the objects of Istio and SMI, by the definitions of their own modules.
 func withMeshes(t *testing.T, p *Platform) {
 	t.Helper()
-	wanted := []string{"virtualservices.networking.istio.io", "destinationrules.networking.istio.io", "trafficsplits.split.smi-spec.io"}
-	var all []manifest.Object
-	for _, f := range []string{filepath.Join(module(t, "istio.io/api"), "kubernetes", "customresourcedefinitions.gen.yaml"),
-		filepath.Join(module(t, "github.com/servicemeshinterface/smi-sdk-go"), "crds", "split.yaml")} {
-		body, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found, err := manifest.Parse(filepath.Base(f), body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, found...)
+	define(t, p, filepath.Join(module(t, "istio.io/api"), "kubernetes", "customresourcedefinitions.gen.yaml"),
+		"virtualservices.networking.istio.io", "destinationrules.networking.istio.io")
+	define(t, p, filepath.Join(module(t, "github.com/servicemeshinterface/smi-sdk-go"), "crds", "split.yaml"), "trafficsplits.split.smi-spec.io")
+}
+
+// define has the lab know some of the kinds that a file defines, for as long as a test takes.
+func define(t *testing.T, p *Platform, file string, wanted ...string) {
+	t.Helper()
+	body, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := manifest.Parse(filepath.Base(file), body)
+	if err != nil {
+		t.Fatal(err)
 	}
 	crds, err := p.where(manifest.Ref{Kind: "CustomResourceDefinition"})
 	if err != nil {
@@ -102,6 +104,7 @@ func withMeshes(t *testing.T, p *Platform) {
 			if err := crds.Delete(ctx, o.GetName(), metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 				t.Error(err)
 			}
+			// The next test makes it again, which it cannot while this one is on its way out.
 			if err := p.await(ctx, o.Ref(), func(s platform.State) bool { return !s.Exists }); err != nil {
 				t.Error(err)
 			}
