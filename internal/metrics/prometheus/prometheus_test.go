@@ -1,16 +1,13 @@
 package prometheus
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -32,26 +29,7 @@ func start(t *testing.T, scrape string) string {
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("%v; run: make companions", err)
 	}
-	cmd := exec.CommandContext(t.Context(), program, "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--scrape", "test="+scrape, "--interval", "100ms")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	address, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
-	if !ok {
-		t.Fatalf("it did not start: %q %v", line, err)
-	}
-	return "http://" + address
+	return metricstest.Prometheus(t, program, scrape)
 }
 
 func provider(t *testing.T, c Config) *Provider {
