@@ -5,7 +5,6 @@ package kubernetes
 import (
 	"context"
 	"encoding/json"
-	"net/http"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -117,21 +116,6 @@ func (s *shop) takenUp(want bool) {
 	}))
 }
 
-// reached waits until a Service answers: the network knows its first pod later than the pod is ready.
-func (s *shop) reached(service manifest.Ref) {
-	s.t.Helper()
-	c, at := client(), "http://"+address(s.ctx, s.Platform, service)
-	var err error
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
-		var resp *http.Response
-		if resp, err = c.Get(at); err == nil {
-			resp.Body.Close()
-			return
-		}
-	}
-	s.t.Fatalf("nothing is behind %s: %v", service, err)
-}
-
 // says has somebody else write another route in place of the one that is there.
 func (s *shop) says(route string) {
 	s.t.Helper()
@@ -143,9 +127,11 @@ func (s *shop) says(route string) {
 	s.must(err)
 }
 
-// TestWeightsOfRoutes measures 10 % by requests through a gateway, beside 4 pods of which one is a quarter.
+// TestWeightsOfRoutes measures 10 % by requests through a gateway, beside 4 pods of which one is a quarter. None is refused:
+// minReadySeconds gives the network time to know the canary's first pod.
 func TestWeightsOfRoutes(t *testing.T) {
 	s := withRoute(t)
+	s.must(unstructured.SetNestedField(s.next[0].Object, int64(5), "spec", "minReadySeconds"))
 	refs := []manifest.Ref{web}
 	first := s.rules()
 	changes := s.start()
@@ -155,7 +141,6 @@ func TestWeightsOfRoutes(t *testing.T) {
 	}
 	s.must(s.SetWeight(s.ctx, "d1/10", refs, 10))
 	s.ready(time.Minute)
-	s.reached(manifest.Ref{Kind: "Service", Namespace: ns, Name: "web-canary"})
 	const n, sd = 2400, 15
 	if got := s.twos(gatewayService, n); got < n/10-4*sd || got > n/10+4*sd {
 		t.Errorf("at 10 %% the canary answered %d of %d; the rules are %v", got, n, s.rules())
