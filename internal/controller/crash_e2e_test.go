@@ -325,6 +325,8 @@ func TestKilledAfterEveryWrite(t *testing.T) {
 			}
 			kills++
 		case got, ok := <-done:
+			_ = cmd.Process.Kill()
+			<-gone // the clean-up must not wait for it as well
 			if !ok {
 				t.FailNow()
 			}
