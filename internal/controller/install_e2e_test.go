@@ -99,12 +99,10 @@ func (l lab) delivers(t *testing.T) {
 	l.alone(t, "second")
 }
 
-// alone finds nothing in an application's namespace but what was delivered and what every namespace has, once the record of how things
-// were is deleted.
+// alone finds nothing in an application's namespace but what was delivered and what every namespace has.
 func (l lab) alone(t *testing.T, last string) {
 	t.Helper()
 	l.gone(t, last)
-	does(t, strings.Replace(documented(t, "delete secrets"), "shop", l.app, 1))
 	pods, rights := "app!=web", "app.kubernetes.io/name!=sluice"
 	holds(t, l.app, pods+","+rights, "deployment.apps/web")
 }
