@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -56,6 +57,8 @@ func (p *Platform) Pods() int { return cmp.Or(p.c.Jobs.Parallelism, parallelism)
 const (
 	// errandPrefix is how the names of errands begin.
 	errandPrefix = "sluice-errand-"
+	// givenAnnotation names, at the Job of an errand, the Secret of what it is told.
+	givenAnnotation = "sluice.dev/given"
 	// headLabel names the errand for whose result a Secret is waited.
 	headLabel = "sluice.dev/errand"
 )
@@ -139,6 +142,10 @@ type work struct {
 	id   string
 	key  string
 
+	// given is the Secret of what the command is told, which the Job names. Each Job has one of its own: a kubelet that still has a
+	// pod of an earlier one may keep what an immutable Secret of the name said.
+	given string
+
 	results []json.RawMessage // of the shares, nil where one has not told yet
 }
 
@@ -183,9 +190,9 @@ func (w *work) prepare(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, w.name+"-key", metav1.GetOptions{})
+	live, err := w.p.dynamic.Resource(secrets()).Namespace(w.e.Namespace).Get(ctx, w.given, metav1.GetOptions{})
 	if err != nil {
-		return failed(err, "read Secret %s/%s-key", w.e.Namespace, w.name)
+		return failed(err, "read Secret %s/%s", w.e.Namespace, w.given)
 	}
 	w.key = string(contentOf(live)["key"])
 	_, err = w.p.dynamic.Resource(jobs()).Namespace(w.e.Namespace).Patch(ctx, w.name, types.MergePatchType, []byte(`{"spec":{"suspend":false}}`),
@@ -201,10 +208,12 @@ func (w *work) bind(ctx context.Context, o runtime.Object) error {
 	})
 }
 
-// own makes the Job, or finds it, and returns it as an owner. One that is being deleted is waited for.
+// own makes the Job, or finds it, and returns it as an owner. One that is being deleted is waited for. What the command is told is
+// in the Secret that the Job names.
 func (w *work) own(ctx context.Context) (metav1.OwnerReference, error) {
 	in := w.p.dynamic.Resource(jobs()).Namespace(w.e.Namespace)
 	for {
+		w.given = w.name + "-key-" + strings.ToLower(rand.Text()[:8])
 		if err := w.p.make(ctx, jobs(), w.job()); err != nil {
 			return metav1.OwnerReference{}, err
 		}
@@ -215,6 +224,7 @@ func (w *work) own(ctx context.Context) (metav1.OwnerReference, error) {
 		case err != nil:
 			return metav1.OwnerReference{}, failed(err, "read Job %s/%s", w.e.Namespace, w.name)
 		case live.GetDeletionTimestamp() == nil:
+			w.given = live.GetAnnotations()[givenAnnotation]
 			return metav1.OwnerReference{APIVersion: "batch/v1", Kind: "Job", Name: w.name, UID: live.GetUID()}, nil
 		}
 		if err := w.gone(ctx, goneWithin); err != nil {
@@ -239,7 +249,7 @@ func (w *work) objects(ctx context.Context) ([]need, error) {
 	for _, head := range w.heads() {
 		results = append(results, errand.Names(head, w.e.Parts)...)
 	}
-	given := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(w.name + "-key"), Type: "sluice.dev/key", Immutable: &yes,
+	given := &corev1.Secret{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Secret"}, ObjectMeta: w.meta(w.given), Type: "sluice.dev/key", Immutable: &yes,
 		Data: map[string][]byte{"key": []byte(errand.NewKey())}}
 	all := []need{
 		{secrets(), given},

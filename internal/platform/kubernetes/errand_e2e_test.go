@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/platform"
 )
@@ -63,6 +66,48 @@ spec: {storageClassName: cow-late, accessModes: [ReadWriteOnce], resources: {req
 	result, err := p.Run(t.Context(), "d1/prepare", e)
 	if err != nil || !strings.Contains(string(slices.Concat(result...)), "every file of 0 databases is inside the copy") {
 		t.Errorf("the errand says: %s, %v", result, err)
+	}
+	nothingLeft(t, p, "errand")
+}
+
+// TestAnErrandAfterAnAbandonedOne has an errand run under the key of another one whose pod the node has not ended yet: it is told its
+// own, and not what the node knows of the other one.
+func TestAnErrandAfterAnAbandonedOne(t *testing.T) {
+	p := besideVolumes(t, "errand")
+	const key = "d1/told"
+	first := platform.Errand{Namespace: "errand", Delivery: "d1", Args: []string{"probe", "192.0.2.1:9"}} // nobody answers there
+	running, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = p.Run(running, key, first) // it is abandoned
+	}()
+	pods := p.dynamic.Resource(pods()).Namespace("errand")
+	in, err := pods.Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for e := range in.ResultChan() {
+		o, ok := e.Object.(*unstructured.Unstructured)
+		if phase, _, _ := unstructured.NestedString(o.Object, "status", "phase"); ok && phase == "Running" {
+			break
+		}
+	}
+	in.Stop()
+	cancel()
+	<-ended
+	now := int64(0)
+	if err := pods.DeleteCollection(t.Context(), metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Abandon(t.Context(), key, first); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err = p.Run(ctx, key, platform.Errand{Namespace: "errand", Delivery: "d1", Args: []string{"prepare", "--engine", "mongodb", "--role", "control", "/data"}})
+	if err == nil || !strings.Contains(err.Error(), "lstat /data: no such file or directory") {
+		t.Errorf("the errand says: %v", err)
 	}
 	nothingLeft(t, p, "errand")
 }

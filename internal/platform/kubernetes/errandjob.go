@@ -42,6 +42,7 @@ func (w *work) job() *batchv1.Job {
 			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: rules},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(w.e.Delivery)}},
 				Spec: w.pod()}}}
+	job.Annotations[givenAnnotation] = w.given
 	if w.e.Shares > 0 {
 		w.share(&job.Spec)
 	}
@@ -69,7 +70,7 @@ func (w *work) pod() corev1.PodSpec {
 		Resources: corev1.ResourceRequirements{Limits: w.p.c.Jobs.Limits}, SecurityContext: userOf(w.e.Like),
 		Env: []corev1.EnvVar{{Name: errand.SecretEnv, Value: w.name}, {Name: errand.NamespaceEnv, Value: w.e.Namespace}, {Name: errand.PartsEnv, Value: strconv.Itoa(w.e.Parts)},
 			{Name: errand.KeyEnv, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
-				LocalObjectReference: corev1.LocalObjectReference{Name: w.name + "-key"}, Key: "key"}}}}}
+				LocalObjectReference: corev1.LocalObjectReference{Name: w.given}, Key: "key"}}}}}
 	pod := corev1.PodSpec{RestartPolicy: corev1.RestartPolicyNever, ServiceAccountName: w.name, AutomountServiceAccountToken: &yes, TerminationGracePeriodSeconds: &grace,
 		SecurityContext: w.e.Like.SecurityContext, NodeSelector: w.e.Like.NodeSelector, Affinity: w.e.Like.Affinity,
 		Tolerations: slices.Concat(w.e.Like.Tolerations, w.p.c.Jobs.Tolerations)}
@@ -82,7 +83,7 @@ func (w *work) pod() corev1.PodSpec {
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: m.Claim}})
 	}
 	if w.e.Input != nil {
-		mount(corev1.VolumeMount{Name: "input", MountPath: inputDir, ReadOnly: true}, corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: w.name + "-key",
+		mount(corev1.VolumeMount{Name: "input", MountPath: inputDir, ReadOnly: true}, corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: w.given,
 			Items: []corev1.KeyToPath{{Key: "input", Path: "input"}}}})
 		c.Env = append(c.Env, corev1.EnvVar{Name: errand.InputEnv, Value: inputDir + "/input"})
 	}
