@@ -137,7 +137,7 @@ func TestSharesMakeTheWhole(t *testing.T) {
 			rt.Fatalf("one fingerprint: %+v\n%d shares: %+v", one, shares, d)
 		}
 	})
-	if len(verdicts) < 3 {
+	if len(verdicts) < 3 && !testing.Short() { // the everyday tests try too few for that
 		t.Errorf("not every verdict was tried: %v", verdicts)
 	}
 }

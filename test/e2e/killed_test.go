@@ -186,6 +186,7 @@ func (k *killedStory) delivers(shop string) outcome {
 		return nil
 	})
 	out := outcome{state: string(last.State), reason: last.Reason, objects: k.objects(id)}
+	k.forgotten(id)
 	for path, n := range last.Nodes {
 		out.steps = append(out.steps, strings.TrimSpace(fmt.Sprintf("%s %s %s", path, n.Phase, n.Verdict)))
 	}
@@ -260,7 +261,6 @@ func (k *killedStory) objects(id string) (all []string) {
 			}
 		}
 	}
-	k.forgotten(id)
 	slices.Sort(all)
 	return all
 }
