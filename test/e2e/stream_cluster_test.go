@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,15 +24,15 @@ import (
 )
 
 // router passes connections from production's pods on to ports of staging's node, as a load balancer between two networks does:
-// clusters of the lab do not reach each other. In the middle of the first connections it holds the stream and
-// lets the test do something.
+// clusters of the lab do not reach each other. In the middle of connections it lets the test kill something, and passes nothing
+// more of that connection: a pod that is killed may go on for some seconds, in which it could send everything.
 type router struct {
 	t      *testing.T
 	listen string // this machine, as production's pods reach it
 	node   string // of staging
 	mu     sync.Mutex
 	open   map[string]bool // ports
-	kills  []func()        // what happens in the middle of the first connections; set before the first
+	kills  []func()        // what is still to happen, each in the middle of another connection
 	sent   []int64         // bytes of each connection to the receiver
 }
 
@@ -105,12 +106,24 @@ func (r *router) pass(from net.Conn, address string) {
 		}
 		r.mu.Lock()
 		r.sent[n] += int64(k)
-		due := n < len(r.kills) && r.sent[n] >= killAfter && r.sent[n]-int64(k) < killAfter
+		var kill func()
+		if len(r.kills) > 0 && r.sent[n] >= killAfter {
+			kill, r.kills = r.kills[0], r.kills[1:]
+		}
 		r.mu.Unlock()
-		if due {
-			r.kills[n]()
+		if kill != nil {
+			kill()
+			_, _ = io.Copy(io.Discard, from)
+			return
 		}
 	}
+}
+
+// bytes is how much came on each connection so far.
+func (r *router) bytes() []int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.sent)
 }
 
 // kill kills the only pod of Sluice's Jobs in a namespace.
@@ -218,7 +231,7 @@ accounts:
 	select {
 	case <-died:
 	case <-time.After(k.wait):
-		t.Fatalf("it does not come to the death of the server: %s", k.status(id))
+		t.Fatalf("it does not come to the death of the server; bytes of each connection: %v\n%s", r.bytes(), k.status(id))
 	}
 	_ = watch.Wait() // its server is dead; the next command starts another one, which goes on
 	d := k.ended(id, "SUCCEEDED")

@@ -14,6 +14,9 @@ import (
 // TestStopLosesNothing stops each version while clients write: what was acknowledged is there afterwards, nothing is
 // waited for that is idle, and the files are left as one, without a log.
 func TestStopLosesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("of the companion's own, not of Sluice; make test runs it")
+	}
 	t.Parallel()
 	for _, version := range []string{older, newer} {
 		f := harness{version}.New(t).(*ferret)
