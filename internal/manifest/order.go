@@ -65,6 +65,18 @@ func Order(objects []Object) []Object {
 // nothing of their own.
 func (o Object) Foundation() bool { return rank(o) < configuration }
 
+// ClusterWide reports whether the object is of a kind of Kubernetes' own that belongs to no namespace. What a definition brings is
+// taken for one of a namespace.
+func (o Object) ClusterWide() bool {
+	switch o.GetKind() {
+	case "Namespace", "Node", "PersistentVolume", "CustomResourceDefinition", "APIService", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "RuntimeClass",
+		"StorageClass", "CSIDriver", "VolumeSnapshotClass", "VolumeSnapshotContent", "IngressClass", "GatewayClass", "MutatingWebhookConfiguration",
+		"ValidatingWebhookConfiguration", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding":
+		return true
+	}
+	return false
+}
+
 // Unique refuses two objects of the same name, of which the second would silently win. A namespace that is given is the
 // one to which all of them are applied.
 func Unique(objects []Object, namespace string) error {

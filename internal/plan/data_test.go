@@ -61,7 +61,14 @@ func refsOf(objects []manifest.Object) string {
 
 // On a copy: the new version, the migrations, the mark, and only then what writes. In production: behind the fence.
 func TestUpgradeOfADatabase(t *testing.T) {
-	g := compile(t, input(t, shopOf(rehearsed, ""), web+mongo+migrate))
+	g := compile(t, input(t, shopOf(rehearsed, ""), web+mongo+migrate+`
+---
+{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: reads}}
+---
+{apiVersion: batch/v1, kind: CronJob, metadata: {name: nightly}}
+---
+{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: users}}
+`))
 	wantLines(t, g, `
 staging/before/1-copyData
 staging/deploy/prepare < staging/before/1-copyData

@@ -267,11 +267,17 @@ func unbuilt(s deployfile.Step) string {
 	return "the step does nothing"
 }
 
-// application reports whether an object belongs to the application beside the database: it is neither the database's
-// own nor a Job.
+// application reports whether an object belongs to the application beside the database that a rehearsal starts: it is not the
+// database's own, it belongs to a namespace, and it neither acts by itself nor leads anybody to the copy.
 func (b *targetPlan) application(o manifest.Object, db Database) bool {
 	own, _ := b.split(db)
-	return o.GetKind() != "Job" && o.GetKind() != "Namespace" && !slices.ContainsFunc(own, func(p manifest.Object) bool { return p.Ref() == o.Ref() })
+	return !o.ClusterWide() && !slices.Contains(unrehearsed(), o.GetKind()) && !slices.ContainsFunc(own, func(p manifest.Object) bool { return p.Ref() == o.Ref() })
+}
+
+// unrehearsed are the kinds that a rehearsal does without: what has work of its own, what routes users, and what counts pods.
+func unrehearsed() []string {
+	return []string{"Job", "CronJob", "Ingress", "Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "VirtualService", "TrafficSplit",
+		"HorizontalPodAutoscaler", "PodDisruptionBudget"}
 }
 
 func (b *targetPlan) contract(name string) (*Contract, error) {

@@ -180,7 +180,7 @@ type Logger interface {
 }
 
 // Deleter is a Platform that can delete what this delivery created. It refuses objects of another delivery, and claims
-// whose volumes are protected.
+// whose volumes are protected. What belongs to no namespace stays: others live by it.
 type Deleter interface {
 	Delete(ctx context.Context, key, delivery string, refs []manifest.Ref) error
 }
@@ -274,7 +274,7 @@ type Isolation struct {
 	Namespace string
 	Own       bool // the namespace is one of Sluice's: made where there is none, and refused where somebody else made it
 	Delivery  string
-	Labels    map[string]string // of the pods
+	Labels    map[string]string // of the pods; those of a namespace of Sluice's own are kept apart whatever they bear
 	Others    []Endpoint
 }
 

@@ -58,8 +58,8 @@ func change(ctx context.Context, c Call, do func() ([]platform.Change, error)) (
 	return s.Changes, refusal, err
 }
 
-// kept fails where somebody has undone what was applied: what is ready then is not the new version.
-func kept(ctx context.Context, p platform.Platform, changes []platform.Change) error {
+// Kept fails where somebody has undone what was applied: what is ready then is not the new version.
+func Kept(ctx context.Context, p platform.Platform, changes []platform.Change) error {
 	if k, ok := p.(platform.Keeper); ok {
 		return k.Kept(ctx, changes)
 	}
@@ -141,7 +141,7 @@ func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
 	}
-	if err := kept(ctx, p, changes); err != nil {
+	if err := Kept(ctx, p, changes); err != nil {
 		return verdict(ctx, err)
 	}
 	return Done(delivery.Pass, fmt.Sprintf("%d objects are ready", len(a.Objects))), nil

@@ -239,6 +239,37 @@ func TestApproval(t *testing.T) {
 	}
 }
 
+// TestWhatJobsLeave: of what lies beside a Job, only what there was not before goes with it, and no claim.
+func TestWhatJobsLeave(t *testing.T) {
+	var objects []manifest.Object
+	var changes []platform.Change
+	for _, o := range []struct {
+		kind, name string
+		created    bool
+	}{{"Job", "tests", true}, {"Job", "again", false}, {"ConfigMap", "made", true}, {"ConfigMap", "theirs", false}, {"PersistentVolumeClaim", "data", true}, {"ClusterRole", "all", true}} {
+		m := manifest.Object{Unstructured: unstructured.Unstructured{Object: map[string]any{"kind": o.kind, "metadata": map[string]any{"name": o.name}}}}
+		objects = append(objects, m)
+		ref := manifest.Ref{Kind: o.kind, Namespace: "shop", Name: o.name}
+		if o.kind == "ClusterRole" {
+			ref.Namespace = ""
+		}
+		changes = append(changes, platform.Change{Ref: ref, Created: o.created})
+	}
+	a := plan.JobArgs{To: plan.Site{Account: "here", Namespace: "shop"}, Objects: objects}
+	for want, s := range map[string]Applied{
+		"Job/tests Job/again ConfigMap/made": {Begun: true, Ended: true, Changes: changes},
+		"Job/tests Job/again":                {Begun: true},
+	} {
+		var got []string
+		for _, r := range made(s, a) {
+			got = append(got, r.Kind+"/"+r.Name)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("it deletes %v and not %s", got, want)
+		}
+	}
+}
+
 // TestPlansOfSimpleSteps holds that every kind of step says what it does, and says so from its planned arguments alone.
 func TestPlansOfSimpleSteps(t *testing.T) {
 	args := map[string]any{

@@ -3,6 +3,7 @@ package step
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
@@ -80,8 +81,14 @@ func (st runJob) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if _, err := p.Apply(ctx, c.Key+"/apply", a.Objects, platform.Options{Namespace: a.To.Namespace, Delivery: c.Delivery}); err != nil {
-		return verdict(ctx, err)
+	_, refusal, err := change(ctx, c, func() ([]platform.Change, error) {
+		return p.Apply(ctx, c.Key+"/apply", a.Objects, platform.Options{Namespace: a.To.Namespace, Delivery: c.Delivery})
+	})
+	switch {
+	case err != nil:
+		return Outcome{}, err
+	case refusal != nil:
+		return verdict(ctx, refusal)
 	}
 	if err := Await(ctx, p, a.Timeout, "complete", refs(a.Objects, a.To.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
@@ -94,7 +101,7 @@ func (runJob) Undo(context.Context, Call) (Outcome, error) {
 	return Done(delivery.Pass, "what a test writes is the test's"), nil
 }
 
-// Clean deletes the Jobs.
+// Clean deletes the Jobs, and what else there was not before them. Claims stay, with what is on them.
 func (st runJob) Clean(ctx context.Context, c Call) (Outcome, error) {
 	a, err := read[plan.JobArgs](c.Args)
 	if err != nil {
@@ -104,12 +111,28 @@ func (st runJob) Clean(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
+	s, err := read[Applied](c.Saved)
+	if err != nil {
+		return Outcome{}, err
+	}
 	if d, ok := p.(platform.Deleter); ok {
-		if err := d.Delete(ctx, c.Key+"/clean", c.Delivery, refs(a.Objects, a.To.Namespace)); err != nil {
+		if err := d.Delete(ctx, c.Key+"/clean", c.Delivery, made(s, a)); err != nil {
 			return Outcome{}, err
 		}
 	}
 	return Forget(ctx, p, a.To.Namespace, c)
+}
+
+// made is what a step's Jobs have brought with them. Where the platform's answer was not kept, that is the Jobs alone.
+func made(s Applied, a plan.JobArgs) []manifest.Ref {
+	all := refs(a.Objects, a.To.Namespace)
+	if !s.Ended {
+		return slices.DeleteFunc(all, func(r manifest.Ref) bool { return r.Kind != "Job" })
+	}
+	return slices.DeleteFunc(all, func(r manifest.Ref) bool {
+		created := slices.ContainsFunc(s.Changes, func(c platform.Change) bool { return c.Created && c.Ref == r })
+		return r.Kind == "PersistentVolumeClaim" || r.Kind != "Job" && !created
+	})
 }
 
 // waitFor waits until an object is ready.

@@ -54,36 +54,39 @@ spec:
 `, filepath.Base(self), programEnv, version, filepath.Dir(self)), "\n", "\n      ")
 }
 
-// TestExposeOnCluster: a canary's preview Service gets an address that a webhook is given, which is answered by the new version
-// alone, also by the server that comes after one that was killed, until its time is over.
-func TestExposeOnCluster(t *testing.T) {
-	k := newClusters(t)
-	hooks := newReceiver(t)
-	deliver := func(version, steps string) string {
-		return k.start(k.write("deploy-"+version+".yaml", fmt.Sprintf(`
+// preview writes a deploy file of a version of that application, with a Service of its own before the redirection, which these steps
+// come before. Webhook look is told that Service's address; call is told an address to call back.
+func (k clusters) preview(hooks *receiver, version, steps string) string {
+	k.t.Helper()
+	return k.write("deploy-"+version+".yaml", fmt.Sprintf(`
 version: v1
 kind: kubernetes
 application: web
 targets:
-  prod: {account: prod, namespace: %s, strategy: s}
+  prod: {account: prod, namespace: %[1]s, strategy: s}
 strategies:
   s:
     blueGreen:
       activeService: web
       previewService: next
-%s
+      redirectTrafficAfter:
+%[2]s
 webhooks:
-  - name: look
-    uriTemplate: %s/look
-    bodyTemplate: {inline: "{{armory.preview.next}}"}
-    disableCallback: true
+  - {name: look, method: POST, uriTemplate: "%[3]s/look", bodyTemplate: {inline: "{{armory.preview.next}}"}, disableCallback: true}
+  - {name: call, method: POST, uriTemplate: "%[3]s/call", headers: [{key: X-Callback, value: "{{armory.callbackUri}}/callback"}]}
 manifests:
-  - inline: |%s
-`, k.namespace(), steps, hooks.URL, webAt(t, version))))
-	}
-	k.ended(deliver("1", "      redirectTrafficAfter: []"), "SUCCEEDED")
-	id := deliver("2", `      redirectTrafficAfter:
-        - sequence:
+  - inline: |%[4]s
+`, k.namespace(), steps, hooks.URL, webAt(k.t, version)))
+}
+
+// TestExposeOnCluster: a canary's preview Service gets an address that a webhook is given, which is answered by the new version
+// alone, also by the server that comes after one that was killed, until its time is over.
+func TestExposeOnCluster(t *testing.T) {
+	k := newClusters(t)
+	hooks := newReceiver(t)
+	deliver := func(version, steps string) string { return k.start(k.preview(hooks, version, steps)) }
+	k.ended(deliver("1", "        []"), "SUCCEEDED")
+	id := deliver("2", `        - sequence:
             - exposeServices: {services: [next], ttl: {duration: 60, unit: seconds}}
             - runWebhook: {name: look}
             - pause: {untilApproved: true}`)
@@ -93,15 +96,7 @@ manifests:
 		t.Fatalf("the webhook was sent %d times\n%s", len(told), d)
 	}
 	at := told[0].body
-	version := func() (int, string) {
-		resp, err := http.Get(at + "/work")
-		if err != nil {
-			return 0, err.Error()
-		}
-		defer resp.Body.Close()
-		body, _ := io.ReadAll(resp.Body)
-		return resp.StatusCode, string(body)
-	}
+	version := func() (int, string) { return work(at) }
 	if code, text := version(); code != http.StatusOK || !strings.HasPrefix(text, "2 ") {
 		t.Errorf("%s answers %d %q", at, code, text)
 	}
@@ -121,6 +116,17 @@ manifests:
 	}
 	k.must("deploy", "approve", id)
 	k.ended(id, "SUCCEEDED")
+}
+
+// work asks that application at an address, and returns its status and what it says, which begins with its version.
+func work(at string) (int, string) {
+	resp, err := http.Get(at + "/work")
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body)
 }
 
 // serverPID is the process of the site's server.

@@ -67,7 +67,6 @@ kind: StatefulSet
 metadata: {name: pg}
 spec:
   serviceName: pg
-  replicas: 1
   selector: {matchLabels: {app: pg}}
   template:
     metadata: {labels: {app: pg}}

@@ -225,10 +225,25 @@ func (s *shop) asBefore() {
 // what chance gives, and at 0 % the canary gets none.
 func TestRatio(t *testing.T) {
 	s := newShop(t)
+	started := make(chan struct{})
+	leaked := make(chan int, 1)
+	go func() {
+		defer close(leaked)
+		n := 0
+		for {
+			n += s.twos(webService, 20)
+			select {
+			case <-started:
+				leaked <- n + s.twos(webService, 500)
+				return
+			default:
+			}
+		}
+	}()
 	changes := s.start()
-	s.settles(webService, "at 0 %", 0, 0)
-	if got := s.twos(webService, 500); got != 0 {
-		t.Errorf("at 0 %% the canary answered %d of 500", got)
+	close(started)
+	if got := <-leaked; got != 0 {
+		t.Errorf("at 0 %% the canary answered %d times", got)
 	}
 	if got := s.twos(webPreview, 50); got != 50 {
 		t.Errorf("the preview Service led to the new version %d times of 50", got)
@@ -281,6 +296,19 @@ func TestRollbackOfEveryStep(t *testing.T) {
 			s.undo(changes)
 		})
 	}
+}
+
+// TestCanaryWithAClaim: what mounts a claim gets no canary, which would write to the same volume, and nothing is changed.
+func TestCanaryWithAClaim(t *testing.T) {
+	s := newShop(t)
+	volumes := []string{"spec", "template", "spec", "volumes"}
+	all, _, _ := unstructured.NestedSlice(s.next[0].Object, volumes...)
+	all = append(all, map[string]any{"name": "data", "persistentVolumeClaim": map[string]any{"claimName": "data"}})
+	s.must(unstructured.SetNestedSlice(s.next[0].Object, all, volumes...))
+	if _, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "mounts claim data, which its canary would share") {
+		t.Errorf("kind %q: %v", fault.KindOf(err), err)
+	}
+	same(t, "after it was refused", snapshotOf(t, s.Platform), s.before)
 }
 
 // TestBrokenCanary: a version that cannot start is told at once, and the stable one serves all the while.

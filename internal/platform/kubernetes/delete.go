@@ -56,8 +56,9 @@ func (p *Platform) List(ctx context.Context, kind, namespace string) ([]manifest
 
 // Delete implements platform.Deleter. The workloads' pods end before they do, so that what is gone has stopped.
 func (p *Platform) Delete(ctx context.Context, _, delivery string, refs []manifest.Ref) error {
-	if len(refs) == 0 {
-		return nil
+	refs, err := p.namespaced(ctx, refs)
+	if err != nil {
+		return err
 	}
 	for _, ref := range refs {
 		live, err := p.read(ctx, ref)
@@ -92,6 +93,23 @@ func (p *Platform) Delete(ctx context.Context, _, delivery string, refs []manife
 		}
 	}
 	return nil
+}
+
+// namespaced leaves out what belongs to no namespace: a delivery that has applied it does not have it for itself. What is of a
+// kind that is gone is gone with it.
+func (p *Platform) namespaced(ctx context.Context, refs []manifest.Ref) ([]manifest.Ref, error) {
+	var out []manifest.Ref
+	for _, ref := range refs {
+		r, err := p.find(ctx, ref)
+		switch {
+		case fault.Is(err, fault.NotFound):
+		case err != nil:
+			return nil, err
+		case r.namespaced:
+			out = append(out, ref)
+		}
+	}
+	return out, nil
 }
 
 // protectedLabel is on claims whose volumes must outlive the delivery.

@@ -59,7 +59,7 @@ const (
 	errandPrefix = "sluice-errand-"
 	// givenAnnotation names, at the Job of an errand, the Secret of what it is told.
 	givenAnnotation = "sluice.dev/given"
-	// headLabel names the errand for whose result a Secret is waited.
+	// headLabel names the errand for whose result a Secret is waited, and that a pod is of.
 	headLabel = "sluice.dev/errand"
 )
 

@@ -40,7 +40,7 @@ func (w *work) job() *batchv1.Job {
 	job := &batchv1.Job{TypeMeta: metav1.TypeMeta{APIVersion: "batch/v1", Kind: "Job"}, ObjectMeta: w.meta(w.name),
 		Spec: batchv1.JobSpec{BackoffLimit: &retries, ActiveDeadlineSeconds: &within, TTLSecondsAfterFinished: &keep, Suspend: &yes,
 			PodFailurePolicy: &batchv1.PodFailurePolicy{Rules: rules},
-			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(w.e.Delivery)}},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(w.e.Delivery), headLabel: w.name}},
 				Spec: w.pod()}}}
 	job.Annotations[givenAnnotation] = w.given
 	if w.e.Shares > 0 {

@@ -58,6 +58,15 @@ func (p *Platform) Isolate(ctx context.Context, key string, i platform.Isolation
 	return p.probe(ctx, key, i, others)
 }
 
+// selected are the pods that the policy is for: in a namespace of Sluice's own all but those of its errands, which have policies of
+// theirs; the application of a rehearsal is production's as much as the database is.
+func selected(i platform.Isolation) metav1.LabelSelector {
+	if i.Own {
+		return metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: headLabel, Operator: metav1.LabelSelectorOpDoesNotExist}}}
+	}
+	return metav1.LabelSelector{MatchLabels: i.Labels}
+}
+
 // restrict applies the policy.
 func (p *Platform) restrict(ctx context.Context, i platform.Isolation) error {
 	udp, tcp, dns := corev1.ProtocolUDP, corev1.ProtocolTCP, intstr.FromInt32(53)
@@ -67,11 +76,13 @@ func (p *Platform) restrict(ctx context.Context, i platform.Isolation) error {
 		ObjectMeta: metav1.ObjectMeta{Namespace: i.Namespace, Name: policyPrefix + hex.EncodeToString(sum[:4]),
 			Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(i.Delivery)}},
 		Spec: networkingv1.NetworkPolicySpec{
-			PodSelector: metav1.LabelSelector{MatchLabels: i.Labels},
+			PodSelector: selected(i),
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
 			Egress: []networkingv1.NetworkPolicyEgressRule{
 				{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}},
-				{To: []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: metav1.NamespaceSystem}}}},
+				// Where nodes cache names, or a cloud serves them, their address is link-local.
+				{To: []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: metav1.NamespaceSystem}}},
+					{IPBlock: &networkingv1.IPBlock{CIDR: "169.254.0.0/16"}}},
 					Ports: []networkingv1.NetworkPolicyPort{{Protocol: &udp, Port: &dns}, {Protocol: &tcp, Port: &dns}}},
 			},
 		}}

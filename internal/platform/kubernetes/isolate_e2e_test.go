@@ -77,7 +77,8 @@ spec:
 `
 
 // TestAQuarantineThatIsEnforcedHolds holds which connections the policy leaves to a copy where one is enforced: those to its own
-// namespace and to the name service; and that it leaves all of them to others. What is copied was brought by an earlier delivery.
+// namespace and to the name service; and that it leaves all of them to others, but in namespaces of Sluice's own. What is copied was
+// brought by an earlier delivery.
 func TestAQuarantineThatIsEnforcedHolds(t *testing.T) {
 	l := theLab(t)
 	if l.enforced == "" {
@@ -134,6 +135,22 @@ func TestAQuarantineThatIsEnforcedHolds(t *testing.T) {
 			return err
 		}
 		_, err := p.ended(t.Context(), "kept", "lookup")
+		return err
+	})
+	// A namespace of Sluice's own is kept apart with all that is in it, as the application of a rehearsal is.
+	beside := platform.Isolation{Namespace: "kept-own", Own: true, Delivery: "d1", Labels: i.Labels}
+	empty(t, p, beside.Namespace)
+	t.Cleanup(func() { empty(t, p, beside.Namespace) })
+	attempts.Go(func() error {
+		if _, err := p.Isolate(t.Context(), "d1/kept-own", beside); err != nil {
+			return err
+		}
+		application := beside
+		application.Labels = map[string]string{"app": "other"}
+		reached, err := p.probe(t.Context(), "d1/beside", application, production)
+		if err == nil && len(reached) > 0 {
+			err = fmt.Errorf("what runs beside a copy reaches %q", reached)
+		}
 		return err
 	})
 	if err := attempts.Wait(); err != nil {

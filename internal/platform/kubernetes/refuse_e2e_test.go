@@ -162,6 +162,44 @@ func TestClaimsOutliveTheirStatefulSet(t *testing.T) {
 	}
 }
 
+// TestDeleteKeepsWhatOthersLiveBy: what a delivery has applied that belongs to no namespace is not deleted with the rest.
+func TestDeleteKeepsWhatOthersLiveBy(t *testing.T) {
+	p, ctx := fresh(t)
+	s := &shop{Platform: p, t: t, ctx: ctx}
+	const text = `
+{apiVersion: v1, kind: Namespace, metadata: {name: sluice-test-kept}}
+---
+{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: sluice-test-kept}, value: 1}
+---
+{apiVersion: v1, kind: ConfigMap, metadata: {name: settings}}
+`
+	others := []manifest.Ref{{Kind: "PriorityClass", Name: "sluice-test-kept"}, {Kind: "Namespace", Name: "sluice-test-kept"}}
+	t.Cleanup(func() {
+		for _, ref := range others {
+			if in, err := p.where(ref); err != nil || in.Delete(context.Background(), ref.Name, metav1.DeleteOptions{}) != nil {
+				t.Errorf("%s is not there any more, or cannot be deleted: %v", ref, err)
+			}
+		}
+	})
+	changes, err := p.Apply(ctx, "d1/a", objectsOf(t, text), inNS)
+	s.must(err)
+	var refs []manifest.Ref
+	for _, c := range changes {
+		c.Ref.Namespace = ns // as steps say it, which know no kinds
+		refs = append(refs, c.Ref)
+	}
+	s.must(p.Delete(ctx, "d1/d", "d1", refs))
+	if _, err := p.Get(ctx, manifest.Ref{Kind: "ConfigMap", Namespace: ns, Name: "settings"}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the settings are not deleted: %v", err)
+	}
+	for _, ref := range others {
+		o, err := p.Get(ctx, ref)
+		if err != nil || o.GetDeletionTimestamp() != nil {
+			t.Errorf("%s is deleted: %v", ref, err)
+		}
+	}
+}
+
 // journaled are the Secrets that keep what was there before a delivery's changes.
 func journaled(t *testing.T, p *Platform, delivery string) []unstructured.Unstructured {
 	t.Helper()

@@ -163,14 +163,15 @@ func TestWeightsOfRoutes(t *testing.T) {
 	}
 }
 
-// TestPromotionByRoutes ends with the route as it was and the new version behind it; a route that somebody else changes
-// meanwhile is not overwritten. Its weight is the largest that there is.
+// TestPromotionByRoutes ends with the route as it was and the new version behind it, and is taken back even then; a route that
+// somebody else changes meanwhile is not overwritten. Its weight is the largest that there is.
 func TestPromotionByRoutes(t *testing.T) {
 	s := withRoute(t)
 	refs := []manifest.Ref{web}
 	s.says(strings.Replace(shopRoute, "port: 8080", "port: 8080, weight: 1000000", 1))
 	first := s.rules()
-	s.start()
+	s.before = snapshotOf(t, s.Platform)
+	changes := s.start()
 	s.must(s.SetWeight(s.ctx, "d1/50", refs, 50))
 	in, err := s.where(webRoute)
 	s.must(err)
@@ -198,6 +199,10 @@ func TestPromotionByRoutes(t *testing.T) {
 	}
 	if _, err := s.Get(s.ctx, manifest.Ref{Kind: "Service", Namespace: ns, Name: "web-canary"}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("the canary's Service is still there: %v", err)
+	}
+	s.undo(changes)
+	if got := s.twos(gatewayService, 50); got != 0 {
+		t.Errorf("after the way back the new version answered %d of 50", got)
 	}
 }
 

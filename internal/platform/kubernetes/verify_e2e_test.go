@@ -18,7 +18,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	quantity "k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/sluice-cd/sluice/internal/database/postgres"
@@ -227,6 +229,7 @@ func TestAJobComparesBesideTheData(t *testing.T) {
 			t.Errorf("Secret %s would outlive its Job", s.GetName())
 		}
 	}
+	rights(t, tw.Platform, jobs[0].GetName(), secrets)
 	beside, err := tw.byJob(t.Context(), "d1/compare")
 	if err != nil {
 		t.Fatal(err)
@@ -268,6 +271,37 @@ func TestAJobComparesBesideTheData(t *testing.T) {
 		t.Fatal(err)
 	}
 	nothingLeft(tw.t, tw.Platform, "verify-old")
+}
+
+// rights holds that a Job's own account may write its results, and nothing else: it can read nothing, not even these.
+func rights(t *testing.T, p *Platform, job string, its []manifest.Object) {
+	t.Helper()
+	const in = "verify-old"
+	for _, s := range its {
+		kind, _, _ := unstructured.NestedString(s.Object, "type")
+		for verb, may := range map[string]bool{"patch": kind == "sluice.dev/result", "get": false, "update": false, "delete": false} {
+			reviewed(t, p, in, job, verb, "secrets", s.GetName(), may)
+		}
+	}
+	for _, asked := range [][]string{{"create", "secrets"}, {"list", "secrets"}, {"patch", "secrets"}, {"get", "configmaps"}, {"list", "pods"}, {"create", "pods"}} {
+		reviewed(t, p, in, job, asked[0], asked[1], "", false)
+	}
+}
+
+// reviewed asks the API server whether an account may do something.
+func reviewed(t *testing.T, p *Platform, namespace, account, verb, resource, name string, want bool) {
+	t.Helper()
+	review := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": map[string]any{
+		"user":               "system:serviceaccount:" + namespace + ":" + account,
+		"resourceAttributes": map[string]any{"namespace": namespace, "verb": verb, "resource": resource, "name": name}}}}
+	answer, err := p.dynamic.Resource(schema.GroupVersionResource{Group: "authorization.k8s.io", Version: "v1", Resource: "subjectaccessreviews"}).
+		Create(t.Context(), review, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _, _ := unstructured.NestedBool(answer.Object, "status", "allowed"); got != want {
+		t.Errorf("may a Job %s %s %q? %t, want %t", verb, resource, name, got, want)
+	}
 }
 
 // TestAJobThatCannotCompareSaysWhy lets it lack memory, a node, a permission and a database, and forges its result.

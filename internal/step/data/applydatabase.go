@@ -6,7 +6,6 @@ import (
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
-	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/step"
@@ -63,7 +62,7 @@ func (st applyDatabase) Run(ctx context.Context, c step.Call) (step.Outcome, err
 		return step.Done(delivery.Fail, refusal.Error()), nil
 	}
 	c.Progress("starting %s on the candidate's volumes", w.images())
-	if err := step.Await(ctx, p, a.Timeout, "ready", []manifest.Ref{w.ref(a.To.Namespace)}, step.Ready); err != nil {
+	if err := st.runs(ctx, p, c.Key+"/scale", w, a.To.Namespace, a.Timeout, s.Changes); err != nil {
 		if ctx.Err() != nil {
 			return step.Outcome{}, err
 		}

@@ -5,14 +5,17 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/sluice-cd/sluice/internal/fault"
 	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform"
+	"github.com/sluice-cd/sluice/internal/step"
 	"github.com/sluice-cd/sluice/internal/volume"
 )
 
@@ -204,6 +207,25 @@ func split(objects []manifest.Object, ref manifest.Ref) (w workload, rest, jobs 
 		err = fault.Newf(fault.NotFound, "the manifests hold no %s", ref)
 	}
 	return w, rest, jobs, err
+}
+
+// runs waits until a version that was applied is ready, and holds that it is that one. Its workload was stopped before: where the
+// manifest leaves the replicas open, applying it does not start it.
+func (base) runs(ctx context.Context, p place, key string, w workload, namespace string, timeout time.Duration, changes []platform.Change) error {
+	ref := w.ref(namespace)
+	if said, _, _ := unstructured.NestedFieldNoCopy(w.object.Object, "spec", "replicas"); said == nil {
+		f, err := optional[platform.Fencer](p, "start what was stopped")
+		if err != nil {
+			return err
+		}
+		if err := f.Scale(ctx, key, ref, int(w.replicas)); err != nil {
+			return err
+		}
+	}
+	if err := step.Await(ctx, p, timeout, "ready", []manifest.Ref{ref}, step.Ready); err != nil {
+		return err
+	}
+	return step.Kept(ctx, p.Platform, changes)
 }
 
 // images names what a workload runs.

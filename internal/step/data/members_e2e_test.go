@@ -139,13 +139,17 @@ func TestMembersBad(t *testing.T) {
 }
 
 // TestMembersGood: the judge sits between the members of a PostgreSQL that gets a newer minor version, the primary goes last and
-// steps down before; the next delivery meets the primary at the last ordinal, is taken back half-way, and no write is lost by
+// steps down before, and none has its turn while the budget allows no disruption; the next delivery meets the primary at the last ordinal, is taken back half-way, and no write is lost by
 // any of it.
 func TestMembersGood(t *testing.T) {
 	r := newReplicated(t, "k-members-good")
 	r.want("before", allOld)
 	w, began := r.write(), time.Now()
+	r.budget(0)
 	r.deliver("good", judged(), replicas(newImage))
+	r.says("pausing: pod " + r.ns + "/pg-2 may not be ended now: ")
+	r.want("while the budget allows no disruption", allOld)
+	r.budget(1)
 	d := r.reaches("good", delivery.Succeeded)
 	r.witness.during(d.Status.Nodes[stage+"2-analysis"], "pg-0=primary/old pg-1=follower/old pg-2=follower/new")
 	r.witness.during(d.Status.Nodes[stage+"4-analysis"], "pg-0=primary/old pg-1=follower/new pg-2=follower/new")

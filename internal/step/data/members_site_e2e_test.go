@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/clientcmd"
@@ -122,6 +123,7 @@ type replicated struct {
 	cluster    *kubernetes.Platform
 	ns         string
 	witness    *witness
+	lines      chan string // what steps say while they run
 }
 
 func newReplicated(t *testing.T, ns string) *replicated {
@@ -134,7 +136,7 @@ func newReplicated(t *testing.T, ns string) *replicated {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replicated{site: &site{t: t, dir: t.TempDir()}, kubeconfig: kubeconfig, cluster: p, ns: ns}
+	r := &replicated{site: &site{t: t, dir: t.TempDir()}, kubeconfig: kubeconfig, cluster: p, ns: ns, lines: make(chan string, 1000)}
 	r.clear()
 	t.Cleanup(r.clear)
 	r.carryOut()
@@ -171,7 +173,13 @@ func (r *replicated) carryOut() {
 		r.t.Fatal(err)
 	}
 	r.engine = engine.New(engine.Options{Store: r.store, Steps: steps, Log: slog.New(slog.NewTextHandler(r.t.Output(), nil)),
-		Progress: func(p engine.Progress) { r.t.Logf("%s %s", p.Path, p.Line) }})
+		Progress: func(p engine.Progress) {
+			r.t.Logf("%s %s", p.Path, p.Line)
+			select {
+			case r.lines <- p.Line:
+			default: // nobody has waited for any of so many
+			}
+		}})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = r.engine.Run(ctx) })
@@ -204,6 +212,40 @@ func (r *replicated) clear() {
 		}
 	}
 	r.t.Errorf("namespace %s does not go", r.ns)
+}
+
+// says waits until a step says this, within a minute.
+func (r *replicated) says(what string) {
+	r.t.Helper()
+	late := time.NewTimer(time.Minute)
+	defer late.Stop()
+	for {
+		select {
+		case line := <-r.lines:
+			if strings.Contains(line, what) {
+				return
+			}
+		case <-late.C:
+			r.t.Fatalf("no step says %q", what)
+		}
+	}
+}
+
+// budget has somebody say how many members may be away.
+func (r *replicated) budget(away int) {
+	r.t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", r.kubeconfig)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c, err := dynamic.NewForConfig(config)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := c.Resource(schema.GroupVersionResource{Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}).Namespace(r.ns).Patch(r.t.Context(), "pg",
+		types.MergePatchType, fmt.Appendf(nil, `{"spec":{"maxUnavailable":%d}}`, away), metav1.PatchOptions{}); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 func (r *replicated) set() manifest.Ref {

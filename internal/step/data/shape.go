@@ -82,6 +82,14 @@ func alone(o manifest.Object, sidecars []string) error {
 			kept = append(kept, v)
 		}
 	}
+	for _, v := range kept {
+		m, _ := v.(map[string]any)
+		for _, port := range list(m["ports"]) {
+			if m, ok := port.(map[string]any); ok {
+				delete(m, "hostPort") // a node has it once
+			}
+		}
+	}
 	pod["containers"] = kept
 	before := slices.DeleteFunc(slices.Clone(list(pod["initContainers"])), func(v any) bool { return !named(v) })
 	delete(pod, "initContainers")

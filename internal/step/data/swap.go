@@ -8,7 +8,6 @@ import (
 	"github.com/sluice-cd/sluice/internal/database"
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
-	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/plan"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/step"
@@ -75,7 +74,7 @@ func (st swap) forward(ctx context.Context, c step.Call, k fencedCall) (step.Out
 	case refusal != nil:
 		return step.Done(delivery.Fail, refusal.Error()), nil
 	}
-	if err := step.Await(ctx, k.p, k.a.Timeout, "ready", []manifest.Ref{k.next.ref(k.a.Database.Namespace)}, step.Ready); err != nil {
+	if err := st.runs(ctx, k.p, c.Key+"/scale", k.next, k.a.Database.Namespace, k.a.Timeout, s.Changes); err != nil {
 		if ctx.Err() != nil {
 			return step.Outcome{}, err
 		}
