@@ -274,7 +274,7 @@ func (a *app) inTurn(ctx context.Context, client deliveries, spec delivery.Spec)
 			return spec, &exit{exitRunning, fault.WithRemedy(fmt.Errorf("%w: an undo of it has failed", err),
 				"sluice deploy retry %s tries it again, sluice deploy acknowledge %[1]s leaves it as it is", running.ID)}
 		case missing != nil:
-			return spec, &exit{exitRunning, fault.WithRemedy(err, "another engine carries it out: see there, or wait until it is cleaned up")}
+			return spec, &exit{exitRunning, fault.WithRemedy(err, "another engine carries it out: watch it there, or wait until it has ended and is cleaned up")}
 		default:
 			return spec, &exit{exitRunning, fault.WithRemedy(err, "sluice deploy watch %s shows it", running.ID)}
 		}

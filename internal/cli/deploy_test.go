@@ -55,7 +55,7 @@ func TestStartBehindAnother(t *testing.T) {
 		refused string // the remedy; "": it starts
 	}{
 		"runs":                      {inTheWay{other: delivery.Status{State: delivery.Running}}, false, "sluice deploy watch other"},
-		"of another engine":         {inTheWay{unknown: true}, false, "sluice deploy watch other"},
+		"of another engine":         {inTheWay{unknown: true}, false, "another engine carries it out"},
 		"cleans up":                 {inTheWay{other: delivery.Status{State: delivery.Failed}}, true, ""},
 		"an undo failed":            {inTheWay{other: broken}, false, "sluice deploy retry other"},
 		"a failed undo is accepted": {inTheWay{other: accepted}, true, ""},
