@@ -273,7 +273,7 @@ func (a *app) inTurn(ctx context.Context, client deliveries, spec delivery.Spec)
 		case missing == nil && other.Status.State.Final() && !other.Status.Done:
 			return spec, &exit{exitRunning, fault.WithRemedy(fmt.Errorf("%w: an undo of it has failed", err),
 				"sluice deploy retry %s tries it again, sluice deploy acknowledge %[1]s leaves it as it is", running.ID)}
-		case missing != nil:
+		case fault.Is(missing, fault.NotFound):
 			return spec, &exit{exitRunning, fault.WithRemedy(err, "another engine carries it out: watch it there, or wait until it has ended and is cleaned up")}
 		default:
 			return spec, &exit{exitRunning, fault.WithRemedy(err, "sluice deploy watch %s shows it", running.ID)}

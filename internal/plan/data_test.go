@@ -68,6 +68,8 @@ func TestUpgradeOfADatabase(t *testing.T) {
 {apiVersion: batch/v1, kind: CronJob, metadata: {name: nightly}}
 ---
 {apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: users}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: outward}, spec: {podSelector: {}, egress: [{}]}}
 `))
 	wantLines(t, g, `
 staging/before/1-copyData

@@ -274,10 +274,11 @@ func (b *targetPlan) application(o manifest.Object, db Database) bool {
 	return !o.ClusterWide() && !slices.Contains(unrehearsed(), o.GetKind()) && !slices.ContainsFunc(own, func(p manifest.Object) bool { return p.Ref() == o.Ref() })
 }
 
-// unrehearsed are the kinds that a rehearsal does without: what has work of its own, what routes users, and what counts pods.
+// unrehearsed are the kinds that a rehearsal does without: what has work of its own, what routes users, what counts pods, and what
+// would open the quarantine again.
 func unrehearsed() []string {
-	return []string{"Job", "CronJob", "Ingress", "Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "VirtualService", "TrafficSplit",
-		"HorizontalPodAutoscaler", "PodDisruptionBudget"}
+	return []string{"Job", "CronJob", "Ingress", "IngressRoute", "Route", "Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "VirtualService", "TrafficSplit",
+		"HorizontalPodAutoscaler", "ScaledObject", "PodDisruptionBudget", "NetworkPolicy", "CiliumNetworkPolicy"}
 }
 
 func (b *targetPlan) contract(name string) (*Contract, error) {

@@ -274,7 +274,8 @@ type Isolation struct {
 	Namespace string
 	Own       bool // the namespace is one of Sluice's: made where there is none, and refused where somebody else made it
 	Delivery  string
-	Labels    map[string]string // of the pods; those of a namespace of Sluice's own are kept apart whatever they bear
+	Labels    map[string]string // of the pods
+	Whole     bool              // not only those: every pod of the namespace, but Sluice's own
 	Others    []Endpoint
 }
 

@@ -95,17 +95,15 @@ func (p *Platform) Delete(ctx context.Context, _, delivery string, refs []manife
 	return nil
 }
 
-// namespaced leaves out what belongs to no namespace: a delivery that has applied it does not have it for itself. What is of a
-// kind that is gone is gone with it.
+// namespaced leaves out what belongs to no namespace: a delivery that has applied it does not have it for itself.
 func (p *Platform) namespaced(ctx context.Context, refs []manifest.Ref) ([]manifest.Ref, error) {
 	var out []manifest.Ref
 	for _, ref := range refs {
 		r, err := p.find(ctx, ref)
-		switch {
-		case fault.Is(err, fault.NotFound):
-		case err != nil:
+		if err != nil && !fault.Is(err, fault.NotFound) {
 			return nil, err
-		case r.namespaced:
+		}
+		if err != nil || r.namespaced {
 			out = append(out, ref)
 		}
 	}

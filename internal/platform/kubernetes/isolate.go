@@ -58,10 +58,9 @@ func (p *Platform) Isolate(ctx context.Context, key string, i platform.Isolation
 	return p.probe(ctx, key, i, others)
 }
 
-// selected are the pods that the policy is for: in a namespace of Sluice's own all but those of its errands, which have policies of
-// theirs; the application of a rehearsal is production's as much as the database is.
+// selected are the pods that the policy is for. Errands have policies of their own.
 func selected(i platform.Isolation) metav1.LabelSelector {
-	if i.Own {
+	if i.Whole {
 		return metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: headLabel, Operator: metav1.LabelSelectorOpDoesNotExist}}}
 	}
 	return metav1.LabelSelector{MatchLabels: i.Labels}
@@ -70,13 +69,14 @@ func selected(i platform.Isolation) metav1.LabelSelector {
 // restrict applies the policy.
 func (p *Platform) restrict(ctx context.Context, i platform.Isolation) error {
 	udp, tcp, dns := corev1.ProtocolUDP, corev1.ProtocolTCP, intstr.FromInt32(53)
-	sum := sha256.Sum256([]byte(labels.Set(i.Labels).String()))
+	pods := selected(i)
+	sum := sha256.Sum256([]byte(metav1.FormatLabelSelector(&pods)))
 	policy := &networkingv1.NetworkPolicy{
 		TypeMeta: metav1.TypeMeta{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "NetworkPolicy"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: i.Namespace, Name: policyPrefix + hex.EncodeToString(sum[:4]),
 			Labels: map[string]string{managedBy: manager, deliveryLabel: labelValue(i.Delivery)}},
 		Spec: networkingv1.NetworkPolicySpec{
-			PodSelector: selected(i),
+			PodSelector: pods,
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
 			Egress: []networkingv1.NetworkPolicyEgressRule{
 				{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}},

@@ -77,7 +77,7 @@ spec:
 `
 
 // TestAQuarantineThatIsEnforcedHolds holds which connections the policy leaves to a copy where one is enforced: those to its own
-// namespace and to the name service; and that it leaves all of them to others, but in namespaces of Sluice's own. What is copied was
+// namespace and to the name service; and that it leaves all of them to others, but where all of a namespace is kept apart. What is copied was
 // brought by an earlier delivery.
 func TestAQuarantineThatIsEnforcedHolds(t *testing.T) {
 	l := theLab(t)
@@ -137,8 +137,8 @@ func TestAQuarantineThatIsEnforcedHolds(t *testing.T) {
 		_, err := p.ended(t.Context(), "kept", "lookup")
 		return err
 	})
-	// A namespace of Sluice's own is kept apart with all that is in it, as the application of a rehearsal is.
-	beside := platform.Isolation{Namespace: "kept-own", Own: true, Delivery: "d1", Labels: i.Labels}
+	// The application of a rehearsal is kept apart with the database.
+	beside := platform.Isolation{Namespace: "kept-own", Own: true, Whole: true, Delivery: "d1", Labels: i.Labels}
 	empty(t, p, beside.Namespace)
 	t.Cleanup(func() { empty(t, p, beside.Namespace) })
 	attempts.Go(func() error {

@@ -3,6 +3,7 @@ package data
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/fault"
@@ -63,7 +64,7 @@ func (st applyDatabase) Run(ctx context.Context, c step.Call) (step.Outcome, err
 	}
 	c.Progress("starting %s on the candidate's volumes", w.images())
 	if err := st.runs(ctx, p, c.Key+"/scale", w, a.To.Namespace, a.Timeout, s.Changes); err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || fault.Is(err, fault.Transient) {
 			return step.Outcome{}, err
 		}
 		return step.Done(delivery.Fail, "the new version does not start on a copy of production: "+err.Error()), nil
@@ -100,5 +101,27 @@ func (st applyDatabase) Undo(ctx context.Context, c step.Call) (step.Outcome, er
 	if err := s.Settle(ctx, func() error { return c.Save(ctx, s) }, st.apply(ctx, c, p, a, from)); err != nil {
 		return step.Outcome{}, err
 	}
+	if err := stopped(ctx, p, c.Key+"/halt", a, s.Changes); err != nil {
+		return step.Outcome{}, err
+	}
 	return step.Done(delivery.Pass, "what ran before is back"), p.Revert(ctx, c.Key+"/revert", s.Changes)
+}
+
+// stopped has a workload be stopped as it was before it was applied. Where its manifest leaves the replicas open, taking that back
+// does not: the version before would start on volumes that are not its own.
+func stopped(ctx context.Context, p place, key string, a plan.DataArgs, changes []platform.Change) error {
+	w, _, _, err := split(a.Objects, a.Database.Workload)
+	if err != nil {
+		return err
+	}
+	ref := w.ref(a.To.Namespace)
+	was := slices.ContainsFunc(changes, func(c platform.Change) bool { return c.Ref == ref && !c.Created })
+	if !was || !w.open() {
+		return nil
+	}
+	f, err := optional[platform.Fencer](p, "stop what it has started")
+	if err != nil {
+		return err
+	}
+	return f.Scale(ctx, key, ref, 0)
 }

@@ -213,7 +213,7 @@ func split(objects []manifest.Object, ref manifest.Ref) (w workload, rest, jobs 
 // manifest leaves the replicas open, applying it does not start it.
 func (base) runs(ctx context.Context, p place, key string, w workload, namespace string, timeout time.Duration, changes []platform.Change) error {
 	ref := w.ref(namespace)
-	if said, _, _ := unstructured.NestedFieldNoCopy(w.object.Object, "spec", "replicas"); said == nil {
+	if w.open() {
 		f, err := optional[platform.Fencer](p, "start what was stopped")
 		if err != nil {
 			return err
@@ -226,6 +226,12 @@ func (base) runs(ctx context.Context, p place, key string, w workload, namespace
 		return err
 	}
 	return step.Kept(ctx, p.Platform, changes)
+}
+
+// open reports whether the manifest leaves the number of replicas to whoever runs it.
+func (w workload) open() bool {
+	said, _, _ := unstructured.NestedFieldNoCopy(w.object.Object, "spec", "replicas")
+	return said == nil
 }
 
 // images names what a workload runs.

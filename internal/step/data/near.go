@@ -228,7 +228,8 @@ func (b base) isolate(ctx context.Context, c step.Call, p place, db plan.Databas
 		return nil
 	}
 	reached, err := i.Isolate(ctx, r.copyID+"/probe", platform.Isolation{Namespace: r.namespace, Own: !r.theirs, Delivery: c.Delivery,
-		Labels: r.workload.template.Labels, Others: r.others})
+		Labels: r.workload.template.Labels, Others: r.others,
+		Whole: r.role == database.Rehearsal}) // its application is production's as much as the database is
 	if err != nil || len(reached) == 0 {
 		return err
 	}

@@ -78,7 +78,6 @@ kind: StatefulSet
 metadata: {name: postgres}
 spec:
   serviceName: postgres
-  replicas: 1
   selector: {matchLabels: {app: postgres}}
   template:
     metadata: {labels: {app: postgres}}

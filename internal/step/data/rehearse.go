@@ -233,11 +233,7 @@ func (l *legs) oldApps(ctx context.Context) ([]manifest.Object, error) {
 		if err != nil {
 			return nil, err
 		}
-		old := fresh(liveObject)
-		if old.GetKind() == "Service" {
-			inward(old)
-		}
-		out = append(out, old)
+		out = append(out, fresh(liveObject))
 	}
 	return out, nil
 }
@@ -245,6 +241,7 @@ func (l *legs) oldApps(ctx context.Context) ([]manifest.Object, error) {
 // tests starts the applications beside the clone, runs the test Jobs and stops them again.
 func (l *legs) tests(ctx context.Context, which string, apps []manifest.Object) error {
 	l.c.Progress("the %s application runs its tests on the upgraded data", which)
+	apps = unled(apps)
 	if _, err := l.p.Apply(ctx, l.key(which), apps, platform.Options{Namespace: l.at.Namespace, Delivery: l.c.Delivery}); err != nil {
 		return err
 	}
@@ -258,6 +255,19 @@ func (l *legs) tests(ctx context.Context, which string, apps []manifest.Object) 
 		return err
 	}
 	return l.stop(ctx, l.c, l.p, l.at.Namespace, append(append([]manifest.Object{}, l.a.Jobs...), apps...), l.key("stop"))
+}
+
+// unled are the applications with Services that lead nobody there from outside.
+func unled(apps []manifest.Object) []manifest.Object {
+	var out []manifest.Object
+	for _, o := range apps {
+		if o.GetKind() == "Service" {
+			o = manifest.Object{Unstructured: *o.DeepCopy(), Origin: o.Origin}
+			inward(o)
+		}
+		out = append(out, o)
+	}
+	return out
 }
 
 // engine starts the old version on what the new one wrote, and the new one again on what the old one wrote.

@@ -82,19 +82,19 @@ func alone(o manifest.Object, sidecars []string) error {
 			kept = append(kept, v)
 		}
 	}
-	for _, v := range kept {
+	pod["containers"] = kept
+	before := slices.DeleteFunc(slices.Clone(list(pod["initContainers"])), func(v any) bool { return !named(v) })
+	delete(pod, "initContainers")
+	if len(before) > 0 {
+		pod["initContainers"] = before
+	}
+	for _, v := range slices.Concat(kept, before) {
 		m, _ := v.(map[string]any)
 		for _, port := range list(m["ports"]) {
 			if m, ok := port.(map[string]any); ok {
 				delete(m, "hostPort") // a node has it once
 			}
 		}
-	}
-	pod["containers"] = kept
-	before := slices.DeleteFunc(slices.Clone(list(pod["initContainers"])), func(v any) bool { return !named(v) })
-	delete(pod, "initContainers")
-	if len(before) > 0 {
-		pod["initContainers"] = before
 	}
 	if err := mounted(o, pod, slices.Concat(kept, before)); err != nil {
 		return err

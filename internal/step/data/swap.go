@@ -75,7 +75,7 @@ func (st swap) forward(ctx context.Context, c step.Call, k fencedCall) (step.Out
 		return step.Done(delivery.Fail, refusal.Error()), nil
 	}
 	if err := st.runs(ctx, k.p, c.Key+"/scale", k.next, k.a.Database.Namespace, k.a.Timeout, s.Changes); err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || fault.Is(err, fault.Transient) {
 			return step.Outcome{}, err
 		}
 		return step.Done(delivery.Fail, "the new version does not start on the upgraded volumes: "+err.Error()), nil
