@@ -118,7 +118,8 @@ func get(args []string) error {
 }
 
 func lookup(args []string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	// The resolver asks again after 5 s: one packet may be lost.
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	found, err := new(net.Resolver).LookupHost(ctx, args[0])
 	slices.Sort(found)
