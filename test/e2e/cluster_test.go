@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,31 @@ func (c cluster) names(namespace, resource string) []string {
 		out = append(out, o.GetName())
 	}
 	return out
+}
+
+// kubectl runs it on the cluster of a kubeconfig, and returns what it prints.
+func kubectl(t *testing.T, kubeconfig, in string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("kubectl", append([]string{"--kubeconfig", kubeconfig}, args...)...)
+	cmd.Stdin = strings.NewReader(in)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+const deliveryKind = "deliveries.sluice.dev/v1alpha1"
+
+// define makes the cluster know Deliveries. Those that a failed test leaves in its namespace would wait for a controller, and are let go.
+func (c cluster) define(namespace string) {
+	c.t.Helper()
+	kubectl(c.t, c.file, "", "apply", "--server-side", "--force-conflicts", "-f", "../../config/crd")
+	c.t.Cleanup(func() {
+		for _, d := range c.names(namespace, deliveryKind) {
+			kubectl(c.t, c.file, "", "-n", namespace, "patch", "delivery", d, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
+		}
+	})
 }
 
 // remove deletes every namespace that begins so, and the volumes and snapshots that are left of them.

@@ -25,30 +25,20 @@ func newControlled(t *testing.T) controlled {
 	t.Helper()
 	k := controlled{clusters: newClusters(t)}
 	k.at = k.prefix + "-controllers"
-	k.kubectl("apply", "--server-side", "--force-conflicts", "-f", "../../config/crd")
+	k.prod.define(k.at)
 	k.kubectl("create", "namespace", k.at)
 	k.write("sluice.yaml", fmt.Sprintf("accounts: {prod: {kind: kubernetes, kubeconfig: %s}}\ncontroller: {account: prod, namespace: %s}\n", k.prod.file, k.at))
-	t.Cleanup(func() {
-		// Deliveries that a failed test has left would wait for a controller.
-		for _, d := range k.deliveries() {
-			k.kubectl("-n", k.at, "patch", "delivery", d, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
-		}
-	})
 	return k
 }
 
 func (k controlled) deliveries() []string {
-	return k.prod.names(k.at, "deliveries.sluice.dev/v1alpha1")
+	return k.prod.names(k.at, deliveryKind)
 }
 
 // kubectl runs it on production's cluster and returns what it prints.
 func (k controlled) kubectl(args ...string) string {
 	k.t.Helper()
-	out, err := exec.Command("kubectl", append([]string{"--kubeconfig", k.prod.file}, args...)...).CombinedOutput()
-	if err != nil {
-		k.t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return kubectl(k.t, k.prod.file, "", args...)
 }
 
 // control runs a controller until the test ends. Addresses that it hands out begin with url.

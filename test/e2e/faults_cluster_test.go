@@ -82,13 +82,7 @@ func (k *faulty) as(kubeconfig []byte) { k.write(k.config, string(kubeconfig)) }
 // kubectl runs it as the cluster's administrator.
 func (k *faulty) kubectl(in string, args ...string) string {
 	k.t.Helper()
-	cmd := exec.Command("kubectl", append([]string{"--kubeconfig", k.cluster.file, "-n", k.name}, args...)...)
-	cmd.Stdin = strings.NewReader(in)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		k.t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return kubectl(k.t, k.cluster.file, in, append([]string{"-n", k.name}, args...)...)
 }
 
 // deliver starts a delivery of a version: half of it, a person is asked, and then all of it.

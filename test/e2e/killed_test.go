@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net/http"
 	"os"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -45,13 +44,7 @@ func newKilled(t *testing.T, every int) *killedStory {
 	k := &killedStory{since: time.Now(), story: openShop(t, "killed")}
 	ns := k.name + "-controllers"
 	k.namespace = ns
-	k.kubectl(k.prod, "", "apply", "--server-side", "--force-conflicts", "-f", "../../config/crd")
-	t.Cleanup(func() {
-		// Deliveries that a failed test has left would wait for a controller.
-		for _, d := range k.prod.names(ns, "deliveries.sluice.dev/v1alpha1") {
-			k.kubectl(k.prod, "", "-n", ns, "patch", "delivery", d, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
-		}
-	})
+	k.prod.define(ns)
 	for _, c := range []*shopCluster{k.prod, k.staging} {
 		k.kubectl(c, "", "create", "namespace", ns)
 		k.identities(c)
@@ -97,13 +90,7 @@ secrets:
 // kubectl runs it on a cluster and returns what it prints.
 func (k *killedStory) kubectl(c *shopCluster, in string, args ...string) string {
 	k.t.Helper()
-	cmd := exec.Command("kubectl", append([]string{"--kubeconfig", c.file}, args...)...)
-	cmd.Stdin = strings.NewReader(in)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		k.t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return kubectl(k.t, c.file, in, args...)
 }
 
 // install applies objects until the test ends.

@@ -186,8 +186,9 @@ func (r *replicated) carryOut() {
 	r.t.Cleanup(func() { cancel(); wg.Wait(); r.store.Close() })
 }
 
-// clear makes the namespace be gone, with all that is in it.
-func (r *replicated) clear() {
+// client writes what Sluice does not.
+func (r *replicated) client() dynamic.Interface {
+	r.t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", r.kubeconfig)
 	if err != nil {
 		r.t.Fatal(err)
@@ -196,9 +197,14 @@ func (r *replicated) clear() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	return c
+}
+
+// clear makes the namespace be gone, with all that is in it.
+func (r *replicated) clear() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	err = c.Resource(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}).Delete(ctx, r.ns, metav1.DeleteOptions{})
+	err := r.client().Resource(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}).Delete(ctx, r.ns, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		r.t.Fatal(err)
 	}
@@ -234,15 +240,7 @@ func (r *replicated) says(what string) {
 // budget has somebody say how many members may be away.
 func (r *replicated) budget(away int) {
 	r.t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", r.kubeconfig)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	c, err := dynamic.NewForConfig(config)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if _, err := c.Resource(schema.GroupVersionResource{Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}).Namespace(r.ns).Patch(r.t.Context(), "pg",
+	if _, err := r.client().Resource(schema.GroupVersionResource{Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}).Namespace(r.ns).Patch(r.t.Context(), "pg",
 		types.MergePatchType, fmt.Appendf(nil, `{"spec":{"maxUnavailable":%d}}`, away), metav1.PatchOptions{}); err != nil {
 		r.t.Fatal(err)
 	}
