@@ -61,7 +61,7 @@ func refsOf(objects []manifest.Object) string {
 
 // On a copy: the new version, the migrations, the mark, and only then what writes. In production: behind the fence.
 func TestUpgradeOfADatabase(t *testing.T) {
-	g := compile(t, input(t, shopOf(rehearsed, ""), web+mongo+migrate+`
+	in := input(t, shopOf(rehearsed, ""), web+mongo+migrate+`
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: reads}}
 ---
@@ -70,7 +70,9 @@ func TestUpgradeOfADatabase(t *testing.T) {
 {apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: users}}
 ---
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: outward}, spec: {podSelector: {}, egress: [{}]}}
-`))
+`)
+	in.Force = true
+	g := compile(t, in)
 	wantLines(t, g, `
 staging/before/1-copyData
 staging/deploy/prepare < staging/before/1-copyData
@@ -103,20 +105,46 @@ production/deploy/promote < production/deploy/canary/1-weight`)
 	if v.CopyPath != "staging/before/1-copyData" || v.MarkPath != "staging/deploy/orders/mark" || v.Contract == nil || v.Contract.Exclude[0] != "shop.sessions" || len(v.Checks) != 2 {
 		t.Errorf("verified is %+v", v)
 	}
+	if !args[DataArgs](t, g, "staging/deploy/orders/apply").Force {
+		t.Error("--force-conflicts is lost on the copy")
+	}
 	r := args[DataArgs](t, g, "staging/after/1/2-rehearse")
 	if !r.Require || refsOf(r.Jobs) != "Job/smoke" || refsOf(r.Apps) != "ConfigMap/settings Service/web Deployment/web" {
 		t.Errorf("rehearsed are %s with the jobs %s", refsOf(r.Apps), refsOf(r.Jobs))
 	}
 	f := args[DataArgs](t, g, "production/deploy/orders/fence")
 	want := DataArgs{Database: db, To: Site{"l", "shop"}, Group: "production/deploy/orders", Rehearsal: "staging/after/1/2-rehearse", Contract: v.Contract,
-		Deadline: 5 * time.Minute, Timeout: readyWithin}
+		Deadline: 5 * time.Minute, Timeout: readyWithin, Force: true}
 	objects := refsOf(f.Objects)
-	f.Objects = nil
+	follows(t, g, f.Then)
+	f.Objects, f.Then = nil, nil
 	if !reflect.DeepEqual(f, want) || objects != "ConfigMap/mongo-settings PersistentVolumeClaim/data Service/mongo StatefulSet/mongo Job/migrate" {
 		t.Errorf("fenced is %+v with %s", f, objects)
 	}
 	if k := args[DataArgs](t, g, "production/before/1-checkpoint"); k.TTL != keptFor || k.Name != "before" {
 		t.Errorf("the checkpoint is %+v", k)
+	}
+}
+
+// follows fails unless what is asked about before a database's upgrade is what is done after it, and only its first step asks.
+func follows(t *testing.T, g Graph, then *Application) {
+	t.Helper()
+	if then == nil || then.Plain == nil || then.Canary == nil {
+		t.Fatalf("what follows is not asked about: %+v", then)
+	}
+	for path, asked := range map[string]*ApplyArgs{"production/deploy/apply": then.Plain, "production/deploy/start": then.Canary} {
+		if done := args[ApplyArgs](t, g, path); !reflect.DeepEqual(done, *asked) {
+			t.Errorf("asked about is %+v, and %s does %+v", *asked, path, done)
+		}
+	}
+	var ask []string
+	for _, n := range g.Nodes {
+		if strings.Contains(string(n.Args), `"then":`) {
+			ask = append(ask, n.Kind)
+		}
+	}
+	if len(ask) != 1 || ask[0] != KindFence && ask[0] != KindStartMembers {
+		t.Errorf("asking are %v", ask)
 	}
 }
 

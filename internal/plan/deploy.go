@@ -38,21 +38,45 @@ func (b *targetPlan) deploy(after []string) ([]string, error) {
 			return nil, err
 		}
 	}
+	plain, deployments, settings, err := b.rollout(rest)
+	if err != nil {
+		return nil, err
+	}
+	after, err = b.apply("apply", plain, after)
+	if err != nil || len(deployments) == 0 {
+		return after, err
+	}
+	return b.shift(deployments, settings, after)
+}
+
+// rollout tells apart what is applied as it is, the Deployments whose new version comes up beside the old one, and what those
+// alone name.
+func (b *targetPlan) rollout(rest []manifest.Object) (plain, deployments, settings []manifest.Object, err error) {
 	jobs, rest := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Job" })
 	deployments, others := partition(rest, func(o manifest.Object) bool { return o.GetKind() == "Deployment" })
-	strategy, ok := b.strategy()
-	if len(deployments) == 0 || !ok {
-		return b.apply("apply", slices.Concat(others, deployments, jobs), after)
+	if _, ok := b.strategy(); len(deployments) == 0 || !ok {
+		return slices.Concat(others, deployments, jobs), nil, nil, nil
 	}
-	settings, err := settingsOf(deployments, slices.Concat(others, jobs))
-	if err != nil {
+	settings, err = settingsOf(deployments, slices.Concat(others, jobs))
+	return slices.Concat(without(others, settings), jobs), deployments, settings, err
+}
+
+// then returns what follows a database's upgrade, nil where nothing does.
+func (b *targetPlan) then(rest []manifest.Object) (*Application, error) {
+	plain, deployments, settings, err := b.rollout(rest)
+	if err != nil || len(plain)+len(deployments) == 0 {
 		return nil, err
 	}
-	after, err = b.apply("apply", slices.Concat(without(others, settings), jobs), after)
-	if err != nil {
-		return nil, err
+	var out Application
+	if len(plain) > 0 {
+		a := b.applyArgs(plain)
+		out.Plain = &a
 	}
-	return b.shift(strategy, deployments, settings, after)
+	if len(deployments) > 0 {
+		a := b.canaryArgs(deployments, settings)
+		out.Canary = &a
+	}
+	return &out, nil
 }
 
 // settingsOf returns the ConfigMaps and Secrets among the others that the pods of the Deployments name and no other pods do:
@@ -149,7 +173,7 @@ func (b *targetPlan) onTheCopy(d deployfile.Database, rest []manifest.Object, af
 	if err != nil {
 		return nil, nil, err
 	}
-	a.Timeout = b.timeout()
+	a.Timeout, a.Force = b.timeout(), b.c.in.Force
 	rest = without(rest, a.Objects)
 	path, err := b.add(Deploy, "deploy/"+d.Name+"/apply", "start "+d.Name+" on the copy", KindApplyDatabase, a, after)
 	if err != nil {
@@ -236,11 +260,14 @@ func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Objec
 	}
 	prefix := "deploy/" + d.Name
 	a := DataArgs{Database: db, To: b.site, Group: b.t.Name + "/" + prefix, Objects: slices.Concat(configs, own, jobs),
-		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, MaxLost: d.Upgrade.MaxLost, Timeout: b.timeout()}
+		Deadline: d.Upgrade.Deadline, Bake: d.Upgrade.Bake, MaxLost: d.Upgrade.MaxLost, Timeout: b.timeout(), Force: b.c.in.Force}
 	if r := b.c.rehearsals[d.Name]; r != "" && b.c.precedes(r, after) {
 		a.Rehearsal = r
 	}
 	if a.Contract, err = b.contract(d.Upgrade.Contract); err != nil {
+		return nil, nil, err
+	}
+	if a.Then, err = b.then(rest); err != nil {
 		return nil, nil, err
 	}
 	for _, n := range []struct{ name, title, kind string }{
@@ -254,7 +281,7 @@ func (b *targetPlan) behindTheFence(d deployfile.Database, rest []manifest.Objec
 		if err != nil {
 			return nil, nil, err
 		}
-		after = []string{path}
+		after, a.Then = []string{path}, nil
 	}
 	return rest, after, nil
 }
@@ -292,6 +319,13 @@ func (b *targetPlan) applyArgs(objects []manifest.Object) ApplyArgs {
 	return a
 }
 
+// canaryArgs are those of Deployments whose new version comes up beside the old one.
+func (b *targetPlan) canaryArgs(deployments, settings []manifest.Object) ApplyArgs {
+	a := b.applyArgs(deployments)
+	a.Settings, a.Meshes = settings, b.meshes
+	return a
+}
+
 // summary counts objects by kind: "2 Services, 1 Deployment".
 func summary(objects []manifest.Object) string {
 	counts := map[string]int{}
@@ -310,7 +344,8 @@ func summary(objects []manifest.Object) string {
 }
 
 // shift brings the new version of the Deployments up beside the old one and moves the traffic as the strategy says.
-func (b *targetPlan) shift(s deployfile.Strategy, deployments, settings []manifest.Object, after []string) ([]string, error) {
+func (b *targetPlan) shift(deployments, settings []manifest.Object, after []string) ([]string, error) {
+	s, _ := b.strategy()
 	w := WeightArgs{Account: b.site.Account, Namespace: b.site.Namespace, Timeout: b.timeout()}
 	for _, d := range deployments {
 		w.Deployments = append(w.Deployments, manifest.Ref{Kind: "Deployment", Namespace: b.site.Namespace, Name: d.GetName()})
@@ -319,9 +354,7 @@ func (b *targetPlan) shift(s deployfile.Strategy, deployments, settings []manife
 		p, err := b.add(Deploy, "deploy/"+name, title, kind, args, after)
 		return []string{p}, err
 	}
-	args := b.applyArgs(deployments)
-	args.Settings, args.Meshes = settings, b.meshes
-	after, err := node("start", "start the new version beside the old one", KindStartCanary, args, after)
+	after, err := node("start", "start the new version beside the old one", KindStartCanary, b.canaryArgs(deployments, settings), after)
 	if err != nil {
 		return nil, err
 	}

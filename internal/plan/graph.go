@@ -260,6 +260,7 @@ type DataArgs struct {
 	Contract  *Contract         `json:"contract,omitempty"`
 	Checks    []Check           `json:"checks,omitempty"`
 	Objects   []manifest.Object `json:"objects,omitempty"` // the new workload with its Services, and the migration Jobs
+	Then      *Application      `json:"then,omitempty"`    // of KindFence
 	Apps      []manifest.Object `json:"apps,omitempty"`    // the new application's workloads, for the rehearsal
 	Jobs      []manifest.Object `json:"jobs,omitempty"`    // tests for the rehearsal
 	Require   bool              `json:"require,omitempty"`
@@ -269,6 +270,14 @@ type DataArgs struct {
 	TTL       time.Duration     `json:"ttl,omitempty"`
 	Name      string            `json:"name,omitempty"` // of a checkpoint
 	Timeout   time.Duration     `json:"timeout"`
+	Force     bool              `json:"force,omitempty"` // of KindApplyDatabase and the fenced upgrade: fields that others hold are taken over
+}
+
+// Application is what a target gets once its database has the new version: asked about before, it is refused before anybody is
+// held back for it.
+type Application struct {
+	Plain  *ApplyArgs `json:"plain,omitempty"`
+	Canary *ApplyArgs `json:"canary,omitempty"`
 }
 
 // MembersArgs of KindStartMembers and KindRollMembers.
@@ -279,6 +288,7 @@ type MembersArgs struct {
 	Members  int             `json:"members"`        // how many the manifest has
 	Roll     int             `json:"roll,omitempty"` // how many of them have the new version afterwards
 	Last     bool            `json:"last,omitempty"` // all of them, and the workload is as the manifest says
+	Then     *Application    `json:"then,omitempty"` // of KindStartMembers
 	Timeout  time.Duration   `json:"timeout"`        // for each member
 	Force    bool            `json:"force,omitempty"`
 }

@@ -45,9 +45,12 @@ func (b *targetPlan) memberByMember(d deployfile.Database, db Database, n int, r
 	}
 	prefix := "deploy/" + d.Name
 	a := MembersArgs{Database: db, Workload: workload[0], Group: b.t.Name + "/" + prefix, Members: n, Timeout: b.timeout(), Force: b.c.in.Force}
+	if a.Then, err = b.then(rest); err != nil {
+		return nil, nil, err
+	}
 	node := func(name, title, kind string) error {
 		path, err := b.add(Deploy, prefix+"/"+name, title, kind, a, after)
-		after = []string{path}
+		after, a.Then = []string{path}, nil
 		return err
 	}
 	if err := node("start", "prepare the new version of "+d.Name, KindStartMembers); err != nil {

@@ -63,6 +63,7 @@ production/deploy/promote`
 	if s := strings.Join(got, "\n"); s != want {
 		t.Errorf("got\n%s\nwant\n%s", s, want)
 	}
+	follows(t, g, args[MembersArgs](t, g, "production/deploy/orders/start").Then)
 	for i, n := range g.Nodes[1:] {
 		if len(n.After) != 1 || n.After[0] != g.Nodes[i].Path {
 			t.Errorf("%s waits for %v", n.Path, n.After)

@@ -199,6 +199,14 @@ type DryRunner interface {
 	DryRun(ctx context.Context, objects []manifest.Object, o Options) ([]Difference, error)
 }
 
+// Checker is a Platform that says beforehand what it would refuse. It changes nothing.
+type Checker interface {
+	// Check returns what Apply would refuse the objects with now. Those whose namespace is not there yet are passed over.
+	Check(ctx context.Context, objects []manifest.Object, o Options) error
+	// CheckCanary returns what StartCanaryWith would refuse the objects and settings with now.
+	CheckCanary(ctx context.Context, objects, settings []manifest.Object, o Options) error
+}
+
 // Difference is one object as it is and as it would be. A Secret's values are in both.
 type Difference struct {
 	Live    *manifest.Object // nil: it is not there

@@ -112,8 +112,8 @@ func (apply) Plan(n plan.Node) (plan.Description, error) {
 		WaitsFor: fmt.Sprintf("all are ready (at most %s)", a.Timeout), UndoneBy: "applying what was there before; what was not there is deleted, except claims"}, err
 }
 
-// options are how a step's objects are applied.
-func options(c Call, a plan.ApplyArgs) platform.Options {
+// Options are how a step's objects are applied.
+func Options(c Call, a plan.ApplyArgs) platform.Options {
 	o := platform.Options{Namespace: a.Namespace, Delivery: c.Delivery, Annotate: a.Annotate, Env: a.Env, Force: a.Force}
 	for _, m := range a.Meshes {
 		o.Meshes = append(o.Meshes, platform.Mesh(m))
@@ -131,7 +131,7 @@ func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	changes, refusal, err := change(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a)) })
+	changes, refusal, err := change(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, Options(c, a)) })
 	switch {
 	case err != nil:
 		return Outcome{}, err
@@ -157,7 +157,7 @@ func (st apply) Undo(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	changes, err := changed(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, options(c, a)) })
+	changes, err := changed(ctx, c, func() ([]platform.Change, error) { return p.Apply(ctx, c.Key+"/apply", a.Objects, Options(c, a)) })
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -212,16 +212,16 @@ func within(ctx context.Context, timeout time.Duration, do func(context.Context)
 // begin starts a canary. Where the platform cannot keep changed settings from the old version, they are applied before.
 func begin(ctx context.Context, p platform.Platform, s platform.Shifter, c Call, a plan.ApplyArgs) ([]platform.Change, error) {
 	if apart, ok := p.(platform.Separator); ok {
-		return apart.StartCanaryWith(ctx, c.Key+"/start", a.Objects, a.Settings, options(c, a))
+		return apart.StartCanaryWith(ctx, c.Key+"/start", a.Objects, a.Settings, Options(c, a))
 	}
 	var settings []platform.Change
 	if len(a.Settings) > 0 {
 		var err error
-		if settings, err = p.Apply(ctx, c.Key+"/settings", a.Settings, options(c, a)); err != nil {
+		if settings, err = p.Apply(ctx, c.Key+"/settings", a.Settings, Options(c, a)); err != nil {
 			return settings, err
 		}
 	}
-	changes, err := s.StartCanary(ctx, c.Key+"/start", a.Objects, options(c, a))
+	changes, err := s.StartCanary(ctx, c.Key+"/start", a.Objects, Options(c, a))
 	return append(settings, changes...), err
 }
 

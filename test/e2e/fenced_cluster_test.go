@@ -136,7 +136,7 @@ func TestADatabaseIsUpgradedBehindAFence(t *testing.T) {
 }
 
 // TestAnUpgradeThatFailsBehindTheFenceGoesBack has a migration that fails in production alone: the old version comes back on
-// its untouched volume.
+// its untouched volume. Before, the cluster would refuse the application: nobody is fenced to find that out.
 func TestAnUpgradeThatFailsBehindTheFenceGoesBack(t *testing.T) {
 	k := newClusters(t)
 	ns := k.namespace()
@@ -150,21 +150,30 @@ func TestAnUpgradeThatFailsBehindTheFenceGoesBack(t *testing.T) {
 	w.stall()
 	volume := func() string { return k.prod.text(ns, "persistentvolumeclaims", "data-mongo-0", "spec", "volumeName") }
 	old := volume()
-	id := k.start(k.write("broken.yaml", fmt.Sprintf(`
+	with := func(more string) delivery {
+		return k.until(k.start(k.write("broken.yaml", fmt.Sprintf(`
 application: %[1]s
 targets: {prod: {account: prod, namespace: %[1]s}}
 manifests:
   - inline: |%[2]s
+data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
+`, ns, mongoAt("1.24")+more))), "at its end", delivery.final)
+	}
+	pod := func() string { return k.prod.text(ns, "pods", "mongo-0", "metadata", "uid") }
+	first := pod()
+	d := with(strings.Replace(web("1.24"), "terminationGracePeriodSeconds: 2", "restartPolicy: Never", 1))
+	says(t, d.String(), "FAILED", "restartPolicy", "the database was not touched")
+	if now := pod(); now != first {
+		t.Errorf("the database was stopped for an application that the cluster refuses\n%s", d)
+	}
+	d = with(`
       ---
       apiVersion: batch/v1
       kind: Job
       metadata: {name: migrate}
       spec:
         backoffLimit: 0
-        template: {spec: {restartPolicy: Never, containers: [{name: migrate, image: "lab/tool:1", args: [no-such-command]}]}}
-data: {databases: [{name: orders, engine: mongodb, target: prod, workload: statefulset/mongo, connection: "mongodb://mongo:27017/"}]}
-`, ns, mongoAt("1.24"))))
-	d := k.until(id, "at its end", delivery.final)
+        template: {spec: {restartPolicy: Never, containers: [{name: migrate, image: "lab/tool:1", args: [no-such-command]}]}}`)
 	t.Logf("%s", d)
 	if d.Status != "FAILED" {
 		t.Errorf("it is %s", d.Status)

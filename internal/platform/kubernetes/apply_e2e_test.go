@@ -215,14 +215,25 @@ func TestConflict(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := snapshotOf(t, p)
-	_, err := p.Apply(ctx, "d1/a", objectsOf(t, others+"---"+changed(website)), inNS)
-	if !fault.Is(err, fault.Conflict) {
-		t.Fatalf("kind %q: %v", fault.KindOf(err), err)
-	}
-	for _, part := range []string{`.spec.template.spec.containers[name="web"].image`, `"argocd-controller"`, `"shop:9"`, `"shop:2"`, "test.yaml:"} {
-		if !strings.Contains(err.Error(), part) {
-			t.Errorf("%s is missing in: %v", part, err)
+	next := objectsOf(t, others+"---"+changed(website))
+	_, err := p.Apply(ctx, "d1/a", next, inNS)
+	for what, err := range map[string]error{"applied": err, "asked beforehand": p.Check(ctx, next, inNS)} {
+		if !fault.Is(err, fault.Conflict) {
+			t.Fatalf("%s: kind %q: %v", what, fault.KindOf(err), err)
 		}
+		for _, part := range []string{`.spec.template.spec.containers[name="web"].image`, `"argocd-controller"`, `"shop:9"`, `"shop:2"`, "test.yaml:"} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: %s is missing in: %v", what, part, err)
+			}
+		}
+	}
+	forced := inNS
+	forced.Force = true
+	if err := p.Check(ctx, next, forced); err != nil {
+		t.Errorf("asked beforehand, with force: %v", err)
+	}
+	if err := p.Check(ctx, next, platform.Options{Namespace: "nobody-made-it"}); err != nil {
+		t.Errorf("asked about a namespace that is made with them: %v", err)
 	}
 	same(t, "after the refusal", snapshotOf(t, p), before)
 }

@@ -334,20 +334,6 @@ func (p *Platform) pinned(ctx context.Context, stable *unstructured.Unstructured
 	return false, nil
 }
 
-// preview has the preview Services lead to the new version alone, or, with no track, to what there is.
-func (p *Platform) preview(ctx context.Context, stable *unstructured.Unstructured, track string) error {
-	_, previews, err := p.servicesOf(ctx, stable.GetNamespace(), templateLabels(stable))
-	if err != nil {
-		return err
-	}
-	for _, s := range previews {
-		if err := p.require(ctx, s, trackLabel, track); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // startOf finds what a canary's start has recorded.
 func (p *Platform) startOf(ctx context.Context, ref manifest.Ref, canary *unstructured.Unstructured) (*record, *entry, error) {
 	ns, secret, ok := strings.Cut(canary.GetAnnotations()[startedBy], "/")

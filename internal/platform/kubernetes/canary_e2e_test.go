@@ -245,9 +245,7 @@ func TestRatio(t *testing.T) {
 	if got := <-leaked; got != 0 {
 		t.Errorf("at 0 %% the canary answered %d times", got)
 	}
-	if got := s.twos(webPreview, 50); got != 50 {
-		t.Errorf("the preview Service led to the new version %d times of 50", got)
-	}
+	s.settles(webPreview, "the preview", 100, 100)
 	s.must(s.SetWeight(s.ctx, "d1/25", []manifest.Ref{web}, 25))
 	s.ready(time.Minute)
 	s.spreads(webService, 4)
@@ -258,6 +256,38 @@ func TestRatio(t *testing.T) {
 		t.Error("that is not the share of one pod of four")
 	}
 	s.undo(changes)
+}
+
+// TestPreviewLeadsElsewhere: a canary is not ready while its preview Service leads to anything else, too, for whoever tests it
+// there would test that.
+func TestPreviewLeadsElsewhere(t *testing.T) {
+	s := newShop(t)
+	elsewhere := `
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: elsewhere, labels: {kubernetes.io/service-name: web-preview, endpointslice.kubernetes.io/managed-by: somebody}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [192.0.2.1]}]`
+	by(t, s.Platform, "kubectl-create", elsewhere)
+	changes, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS)
+	s.must(err)
+	states, err := s.Watch(s.ctx, []manifest.Ref{web})
+	s.must(err)
+	taken := false
+	for st := range states {
+		switch {
+		case st.Ready && !taken:
+			t.Fatal("it is ready although its preview Service leads elsewhere")
+		case st.Ready:
+			s.undo(changes)
+			return
+		case strings.Contains(st.Message, "Service web-preview still leads to 192.0.2.1"):
+			s.must(s.dynamic.Resource(endpointSlices()).Namespace(ns).Delete(s.ctx, "elsewhere", metav1.DeleteOptions{}))
+			taken = true
+		}
+	}
+	t.Fatal("the canary was not ready")
 }
 
 // TestRollbackOfEveryStep takes back a canary from each of its steps; also one whose promotion cannot become ready.
@@ -305,8 +335,11 @@ func TestCanaryWithAClaim(t *testing.T) {
 	all, _, _ := unstructured.NestedSlice(s.next[0].Object, volumes...)
 	all = append(all, map[string]any{"name": "data", "persistentVolumeClaim": map[string]any{"claimName": "data"}})
 	s.must(unstructured.SetNestedSlice(s.next[0].Object, all, volumes...))
-	if _, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "mounts claim data, which its canary would share") {
-		t.Errorf("kind %q: %v", fault.KindOf(err), err)
+	_, err := s.StartCanary(s.ctx, "d1/start", s.next, inNS)
+	for what, err := range map[string]error{"started": err, "asked beforehand": s.CheckCanary(s.ctx, s.next, nil, inNS)} {
+		if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "mounts claim data, which its canary would share") {
+			t.Errorf("%s: kind %q: %v", what, fault.KindOf(err), err)
+		}
 	}
 	same(t, "after it was refused", snapshotOf(t, s.Platform), s.before)
 }

@@ -38,6 +38,9 @@ func roleBindings() schema.GroupVersionResource {
 func networkPolicies() schema.GroupVersionResource {
 	return builtin("networking.k8s.io", "v1", "networkpolicies")
 }
+func endpointSlices() schema.GroupVersionResource {
+	return builtin("discovery.k8s.io", "v1", "endpointslices")
+}
 func autoscalers() schema.GroupVersionResource {
 	return builtin("autoscaling", "v2", "horizontalpodautoscalers")
 }

@@ -76,6 +76,7 @@ var (
 	_ platform.Platform  = (*Platform)(nil)
 	_ platform.Getter    = (*Platform)(nil)
 	_ platform.DryRunner = (*Platform)(nil)
+	_ platform.Checker   = (*Platform)(nil)
 	_ platform.Deleter   = (*Platform)(nil)
 	_ platform.Fencer    = (*Platform)(nil)
 	_ platform.Logger    = (*Platform)(nil)

@@ -45,6 +45,11 @@ func (w *watcher) present(ctx context.Context, ref manifest.Ref) (platform.State
 		if t.Failed && !s.Failed || s.Reason == "" {
 			s.Failed, s.Reason, s.Message = s.Failed || t.Failed, t.Reason, t.Message
 		}
+		if s.Ready {
+			if why := w.misled(ref, c); why != "" {
+				s.Ready, s.Reason, s.Message = false, "Progressing", why
+			}
+		}
 		if soon > 0 && (wait == 0 || soon < wait) {
 			wait = soon
 		}

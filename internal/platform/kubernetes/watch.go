@@ -32,22 +32,13 @@ func (p *Platform) Watch(ctx context.Context, refs []manifest.Ref) (<-chan platf
 // watch follows objects; with canaries, the state of a Deployment is also that of the canary beside it.
 func (p *Platform) watch(ctx context.Context, refs []manifest.Ref, canaries bool) (<-chan platform.State, error) {
 	ctx, end := context.WithCancel(ctx)
-	w := &watcher{p: p, refs: refs, kinds: map[manifest.Ref]resource{}, canaries: canaries, end: end, kick: make(chan struct{}, 1), stores: map[source]cache.Store{}, seen: map[string]evidence{}}
+	w := &watcher{p: p, refs: refs, kinds: map[manifest.Ref]resource{}, canaries: canaries, previews: map[manifest.Ref][]manifest.Ref{},
+		end: end, kick: make(chan struct{}, 1), stores: map[source]cache.Store{}, seen: map[string]evidence{}}
 	for _, ref := range refs {
-		r, err := p.find(ctx, ref)
-		if err == nil {
-			// Whoever may not read the object, or a cluster that is away, is an error and not a silence.
-			if _, err = p.at(r, ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-				err = nil
-			}
-			err = failed(err, "read %s", ref)
-		}
-		if err != nil {
+		if err := w.follow(ctx, ref); err != nil {
 			end()
 			return nil, err
 		}
-		w.kinds[ref] = r
-		w.follow(ctx, r, ref)
 	}
 	out := make(chan platform.State)
 	go func() {
@@ -95,12 +86,13 @@ type source struct {
 	namespace, name, labels string
 }
 
-// watcher follows some objects, and the pods of those that have some.
+// watcher follows some objects, the pods of those that have some, and the preview Services of Deployments.
 type watcher struct {
 	p        *Platform
 	refs     []manifest.Ref
 	kinds    map[manifest.Ref]resource
 	canaries bool
+	previews map[manifest.Ref][]manifest.Ref // of Deployments
 	end      context.CancelFunc
 	kick     chan struct{}
 	wg       sync.WaitGroup
@@ -109,15 +101,30 @@ type watcher struct {
 	seen     map[string]evidence
 }
 
-// follow starts the watches that a ref needs.
-func (w *watcher) follow(ctx context.Context, r resource, ref manifest.Ref) {
+// follow starts the watches that a ref needs. Whoever may not read the object, or a cluster that is away, is an error and not a
+// silence.
+func (w *watcher) follow(ctx context.Context, ref manifest.Ref) error {
+	r, err := w.p.find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	live, err := w.p.at(r, ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return failed(err, "read %s", ref)
+	}
+	if err == nil && ref.Kind == "Deployment" && w.canaries {
+		if err := w.followPreviews(ctx, ref, live); err != nil {
+			return err
+		}
+	}
+	w.kinds[ref] = r
 	namespace := ref.Namespace
 	if !r.namespaced {
 		namespace = ""
 	}
 	w.watch(ctx, source{r.GroupVersionResource, namespace, ref.Name, ""})
 	if templateOf(ref.Kind) == nil {
-		return
+		return nil
 	}
 	w.watch(ctx, source{pods(), namespace, "", ""})
 	if ref.Kind == "Deployment" {
@@ -126,6 +133,7 @@ func (w *watcher) follow(ctx context.Context, r resource, ref manifest.Ref) {
 	if ref.Kind == "Deployment" && w.canaries {
 		w.watch(ctx, source{deployments(), namespace, "", canaryOf + "=" + labelValue(ref.Name)})
 	}
+	return nil
 }
 
 func (w *watcher) watch(ctx context.Context, s source) {

@@ -75,7 +75,7 @@ func (st applyDatabase) Run(ctx context.Context, c step.Call) (step.Outcome, err
 // apply is the call that starts the database, always with the same key.
 func (applyDatabase) apply(ctx context.Context, c step.Call, p place, a plan.DataArgs, from copied) func() ([]platform.Change, error) {
 	return func() ([]platform.Change, error) {
-		return p.Apply(ctx, c.Key+"/apply", a.Objects, platform.Options{Namespace: a.To.Namespace, Delivery: c.Delivery,
+		return p.Apply(ctx, c.Key+"/apply", a.Objects, platform.Options{Namespace: a.To.Namespace, Delivery: c.Delivery, Force: a.Force,
 			Quarantine: &platform.Quarantine{Args: from.Launch.Args, Env: from.Launch.Env}})
 	}
 }

@@ -92,7 +92,7 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		if err != nil {
 			return step.Outcome{}, err
 		}
-		next, _, jobs, err := split(a.Objects, a.Database.Workload)
+		next, rest, jobs, err := split(a.Objects, a.Database.Workload)
 		if err != nil {
 			return step.Outcome{}, err
 		}
@@ -106,6 +106,9 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 			return refusal(ctx, err)
 		}
 		if err := st.countable(ctx, c, p, a, l, next); err != nil {
+			return refusal(ctx, err)
+		}
+		if err := errors.Join(accepted(ctx, p, append(rest, next.object), ownOptions(c, a)), foresee(ctx, c, p, a.Then)); err != nil {
 			return refusal(ctx, err)
 		}
 		s = fenced{Since: c.Now, Replicas: int(l.replicas), Sources: l.sources, Old: withoutSecrets(l.bundle())}

@@ -4,12 +4,15 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sluice-cd/sluice/internal/delivery"
 	"github.com/sluice-cd/sluice/internal/deployfile"
+	"github.com/sluice-cd/sluice/internal/fault"
+	"github.com/sluice-cd/sluice/internal/manifest"
 	"github.com/sluice-cd/sluice/internal/platform"
 	"github.com/sluice-cd/sluice/internal/store"
 	"github.com/sluice-cd/sluice/internal/volume"
@@ -110,6 +113,39 @@ func TestRefusedBeforeTheFenceCloses(t *testing.T) {
 		}
 		if m := d.Status.Nodes["production/deploy/orders/fence"].Message; m != "the database was not touched" {
 			t.Errorf("%s: the undo says %s", id, m)
+		}
+		s.rolledBack(d.Status, before)
+	}
+}
+
+// TestRefusedBeforehand has the platform refuse an object of the database, one that is applied after it and one that gets a canary:
+// production is not held back for what is known to fail, and what the platform may say otherwise later is asked again.
+func TestRefusedBeforehand(t *testing.T) {
+	s := newSite(t)
+	s.install(mongoAt("mongo:1", "") + "---" + strings.Replace(web, "%s", "1", 1))
+	before := s.place("before", 10)
+	const fence = "production/deploy/orders/fence"
+	next := mongoAt("mongo:2", "") + "---" + strings.Replace(web, "%s", "2", 1)
+	for id, refused := range map[string]manifest.Ref{
+		"database": {Kind: "StatefulSet", Name: "mongo"},
+		"plain":    {Kind: "Service", Name: "web"},
+		"canary":   {Kind: "Deployment", Name: "web"},
+	} {
+		away := true
+		s.isolated.refuses = func(objects []manifest.Object) error {
+			if !slices.ContainsFunc(objects, func(o manifest.Object) bool { return o.GetKind() == refused.Kind && o.GetName() == refused.Name }) {
+				return nil
+			}
+			if away {
+				away = false
+				return fault.Newf(fault.Transient, "the cluster is away")
+			}
+			return fault.Newf(fault.Conflict, "%s is somebody else's", refused)
+		}
+		s.deploy(id, file(false), "", next)
+		d := s.until(id, "done", done)
+		if n := d.Status.Nodes[fence]; n.Ran == nil || !strings.Contains(n.Ran.Message, refused.String()+" is somebody else's") || n.Message != "the database was not touched" {
+			t.Errorf("%s: the fence says %s, after %+v", id, n.Message, n.Ran)
 		}
 		s.rolledBack(d.Status, before)
 	}

@@ -17,7 +17,21 @@ type isolations struct {
 	mu   sync.Mutex
 	open map[string]bool
 
+	refuses func(objects []manifest.Object) error       // is asked before, nil: nothing is refused
 	applied func(ctx context.Context, key string) error // is called when the platform has applied, and may keep the answer from Sluice
+}
+
+// Check implements platform.Checker.
+func (i *isolations) Check(_ context.Context, objects []manifest.Object, _ platform.Options) error {
+	if i.refuses == nil {
+		return nil
+	}
+	return i.refuses(objects)
+}
+
+// CheckCanary implements platform.Checker.
+func (i *isolations) CheckCanary(ctx context.Context, objects, settings []manifest.Object, o platform.Options) error {
+	return i.Check(ctx, append(settings, objects...), o)
 }
 
 // Apply implements platform.Platform.

@@ -68,6 +68,9 @@ func (st startMembers) Run(ctx context.Context, c step.Call) (step.Outcome, erro
 		if err != nil && !s.First {
 			return refusal(ctx, err)
 		}
+		if err := foresee(ctx, c, r.p, r.a.Then); err != nil {
+			return refusal(ctx, err)
+		}
 		s.Begun = true
 		if err := c.Save(ctx, s); err != nil {
 			return step.Outcome{}, err

@@ -86,7 +86,7 @@ func (st swap) forward(ctx context.Context, c step.Call, k fencedCall) (step.Out
 // apply is the call that starts the new version, always with the same key.
 func (swap) apply(ctx context.Context, c step.Call, k fencedCall) func() ([]platform.Change, error) {
 	return func() ([]platform.Change, error) {
-		return k.p.Apply(ctx, c.Key+"/apply", k.objects, platform.Options{Namespace: k.a.Database.Namespace, Delivery: c.Delivery})
+		return k.p.Apply(ctx, c.Key+"/apply", k.objects, ownOptions(c, k.a))
 	}
 }
 

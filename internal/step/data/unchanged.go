@@ -37,7 +37,7 @@ func (fence) applyRest(ctx context.Context, c step.Call, p place, a plan.DataArg
 		if err != nil || len(rest) == 0 {
 			return nil, err
 		}
-		return p.Apply(ctx, c.Key+"/apply", rest, platform.Options{Namespace: a.Database.Namespace, Delivery: c.Delivery})
+		return p.Apply(ctx, c.Key+"/apply", rest, ownOptions(c, a))
 	}
 }
 

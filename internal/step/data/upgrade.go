@@ -70,6 +70,11 @@ func (b base) fencedCall(c step.Call) (fencedCall, error) {
 	return k, nil
 }
 
+// ownOptions are how a database's own objects are applied.
+func ownOptions(c step.Call, a plan.DataArgs) platform.Options {
+	return platform.Options{Namespace: a.Database.Namespace, Delivery: c.Delivery, Force: a.Force}
+}
+
 // old returns the database as it ran before the fence.
 func (k fencedCall) old() (workload, error) {
 	w, _, _, err := split(k.f.Old, k.a.Database.Workload)

@@ -1,0 +1,101 @@
+package kubernetes
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/sluice-cd/sluice/internal/manifest"
+	"github.com/sluice-cd/sluice/internal/platform"
+)
+
+// preview has the preview Services lead to the new version alone, or, with no track, to what there is.
+func (p *Platform) preview(ctx context.Context, stable *unstructured.Unstructured, track string) error {
+	_, previews, err := p.servicesOf(ctx, stable.GetNamespace(), templateLabels(stable))
+	if err != nil {
+		return err
+	}
+	for _, s := range previews {
+		if err := p.require(ctx, s, trackLabel, track); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// followPreviews also follows where the preview Services of a Deployment lead: their endpoints come after their selectors and
+// after the pods, and whoever tests the new version through them until then tests the old one.
+func (w *watcher) followPreviews(ctx context.Context, ref manifest.Ref, d *unstructured.Unstructured) error {
+	_, previews, err := w.p.servicesOf(ctx, ref.Namespace, templateLabels(d))
+	if err != nil {
+		return err
+	}
+	for _, s := range previews {
+		led := endpointsOf(s)
+		// Whoever may not list them is told so, and not left waiting.
+		if _, err := w.p.dynamic.Resource(led.GroupVersionResource).Namespace(led.namespace).List(ctx, metav1.ListOptions{LabelSelector: led.labels, Limit: 1}); err != nil {
+			return failed(err, "list the EndpointSlices of %s", s)
+		}
+		w.watch(ctx, led)
+		w.watch(ctx, serviceAt(s))
+	}
+	w.previews[ref] = previews
+	return nil
+}
+
+func serviceAt(s manifest.Ref) source { return source{services(), s.Namespace, s.Name, ""} }
+
+func endpointsOf(s manifest.Ref) source {
+	return source{endpointSlices(), s.Namespace, "", discoveryv1.LabelServiceName + "=" + s.Name}
+}
+
+// misled tells which preview Service does not lead to the canary yet, or not to it alone, "" where all of them do. What carries
+// the requests, kube-proxy or another, follows the endpoints in its own time and tells nobody when it has.
+func (w *watcher) misled(ref manifest.Ref, canary *unstructured.Unstructured) string {
+	own := map[string]bool{}
+	for _, p := range w.podsOf(manifest.Ref{Kind: "Deployment", Namespace: ref.Namespace, Name: canary.GetName()}, canary) {
+		own[p.Name] = true
+	}
+	for _, s := range w.previews[ref] {
+		service := w.object(serviceAt(s))
+		if service == nil {
+			continue
+		}
+		if track, _, _ := unstructured.NestedString(service.Object, "spec", "selector", trackLabel); track != string(platform.Canary) {
+			continue // it is given back
+		}
+		n := 0
+		for _, e := range w.endpoints(s) {
+			switch {
+			case e.Conditions.Ready != nil && !*e.Conditions.Ready:
+			case e.TargetRef == nil:
+				return fmt.Sprintf("Service %s still leads to %s, which is no pod of %s", s.Name, strings.Join(e.Addresses, ", "), canary.GetName())
+			case !own[e.TargetRef.Name]:
+				return fmt.Sprintf("Service %s still leads to pod %s, which is none of %s", s.Name, e.TargetRef.Name, canary.GetName())
+			default:
+				n++
+			}
+		}
+		if n == 0 {
+			return fmt.Sprintf("Service %s does not lead to %s yet", s.Name, canary.GetName())
+		}
+	}
+	return ""
+}
+
+// endpoints returns where a Service leads, in all its slices.
+func (w *watcher) endpoints(s manifest.Ref) []discoveryv1.Endpoint {
+	var out []discoveryv1.Endpoint
+	for _, u := range w.list(endpointsOf(s)) {
+		slice := &discoveryv1.EndpointSlice{}
+		if runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, slice) == nil {
+			out = append(out, slice.Endpoints...)
+		}
+	}
+	return out
+}
