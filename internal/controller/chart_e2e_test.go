@@ -60,7 +60,7 @@ func TestChart(t *testing.T) {
 	}
 	program := helm(t)
 	run(program, "install", "ctl", "../../charts/sluice", "--wait", "--timeout", "2m", "--set", "clusterWide=false", "--set", "targetNamespaces={"+l.app+"}",
-		"--set", "config.accounts.lab.kind=kubernetes", "--set", "lease.duration=3s", "--set", "lease.renewDeadline=2s", "--set", "lease.retryPeriod=500ms")
+		"--set", "config.accounts.lab.kind=kubernetes", "--set", "lease.duration=10s", "--set", "lease.renewDeadline=8s", "--set", "lease.retryPeriod=1s")
 	t.Cleanup(func() { run(program, "uninstall", "ctl", "--wait") })
 	for _, bad := range []string{"replicas=0", "lease.duration=soon", "image.tga=x", "clusterWide=false", "data=true,clusterWide=false,targetNamespaces={x}"} {
 		out, err := exec.Command(program, "template", "../../charts/sluice", "--set", bad).CombinedOutput()
@@ -133,7 +133,7 @@ func may(t *testing.T, account, namespace string, want bool, what ...string) {
 // until waits until a delivery is as it should be.
 func (l lab) until(t *testing.T, id string, holds func(store.Delivery) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	within, enough := context.WithCancelCause(ctx)
 	held := errors.New("it is as it should be")

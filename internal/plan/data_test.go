@@ -172,6 +172,25 @@ func TestRehearsalBesideAnotherDatabase(t *testing.T) {
 	}
 }
 
+// What is asked about before the upgrade of one of two databases is the application, and nothing of the other one's workload.
+func TestTwoDatabasesAsk(t *testing.T) {
+	file := strings.Replace(shopOf(`
+  production: {account: l, namespace: shop, strategy: s}`, ""), "  databases:\n", `  databases:
+    - {name: users, engine: mongodb, target: production, workload: statefulset/mongo2, connection: "mongodb://mongo2:27017/"}
+`, 1)
+	second := strings.NewReplacer("mongo", "mongo2", "name: shop", "name: shop2", "name: data", "name: data2").Replace(mongo)
+	g := compile(t, input(t, file, web+mongo+second))
+	for _, d := range []string{"users", "orders"} {
+		then := args[DataArgs](t, g, "production/deploy/"+d+"/fence").Then
+		if then == nil || then.Plain == nil || then.Canary == nil {
+			t.Fatalf("before %s nothing is asked: %+v", d, then)
+		}
+		if got := refsOf(then.Plain.Objects) + " " + refsOf(then.Canary.Objects); strings.Contains(got, "StatefulSet") || !strings.Contains(got, "Deployment/web") {
+			t.Errorf("before %s is asked about %s", d, got)
+		}
+	}
+}
+
 // Without the workload among the manifests the database stays as it is.
 func TestDatabaseThatIsNotShipped(t *testing.T) {
 	g := compile(t, input(t, shopOf(`

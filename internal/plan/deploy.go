@@ -61,8 +61,21 @@ func (b *targetPlan) rollout(rest []manifest.Object) (plain, deployments, settin
 	return slices.Concat(without(others, settings), jobs), deployments, settings, err
 }
 
-// then returns what follows a database's upgrade, nil where nothing does.
+// then returns what follows a database's upgrade, nil where nothing does. Other databases that this target ships ask for themselves, and
+// where they do not change nothing of their workloads is applied.
 func (b *targetPlan) then(rest []manifest.Object) (*Application, error) {
+	for _, d := range b.c.f.Data.Databases {
+		if !b.ships(d) {
+			continue
+		}
+		db, err := b.database(d.Name)
+		if err != nil {
+			return nil, err
+		}
+		_, rest = partition(rest, func(o manifest.Object) bool {
+			return o.GetKind() == db.Workload.Kind && o.GetName() == db.Workload.Name
+		})
+	}
 	plain, deployments, settings, err := b.rollout(rest)
 	if err != nil || len(plain)+len(deployments) == 0 {
 		return nil, err

@@ -199,11 +199,11 @@ type DryRunner interface {
 	DryRun(ctx context.Context, objects []manifest.Object, o Options) ([]Difference, error)
 }
 
-// Checker is a Platform that says beforehand what it would refuse. It changes nothing.
+// Checker is a Platform that says beforehand what it will refuse, as far as can be known by then. It changes nothing.
 type Checker interface {
-	// Check returns what Apply would refuse the objects with now. Those whose namespace is not there yet are passed over.
+	// Check returns what Apply will refuse the objects with.
 	Check(ctx context.Context, objects []manifest.Object, o Options) error
-	// CheckCanary returns what StartCanaryWith would refuse the objects and settings with now.
+	// CheckCanary returns what StartCanaryWith will refuse the objects and settings with.
 	CheckCanary(ctx context.Context, objects, settings []manifest.Object, o Options) error
 }
 

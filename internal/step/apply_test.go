@@ -139,6 +139,58 @@ func TestUndoKnowsWhatWasChanged(t *testing.T) {
 	}
 }
 
+// recovering is a platform whose application is not ready for a moment, and must not have its canary before it is.
+type recovering struct {
+	*noted
+	t     *testing.T
+	fails bool // it never is
+	ready bool
+}
+
+func (r *recovering) Watch(ctx context.Context, refs []manifest.Ref) (<-chan platform.State, error) {
+	out := make(chan platform.State)
+	go func() {
+		defer close(out)
+		for _, ready := range []bool{false, true} {
+			r.ready = ready && !r.fails
+			for _, ref := range refs {
+				select {
+				case out <- platform.State{Ref: ref, Exists: true, Ready: r.ready, Failed: ready && r.fails}:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+		<-ctx.Done()
+	}()
+	return out, nil
+}
+
+func (r *recovering) StartCanary(ctx context.Context, key string, objects []manifest.Object, o platform.Options) ([]platform.Change, error) {
+	if !r.ready && !r.fails {
+		r.t.Error("a canary is started beside what is not ready")
+	}
+	return r.noted.StartCanary(ctx, key, objects, o)
+}
+
+// TestCanaryWaitsUntilTheApplicationHasRecovered: while its database was away it was not ready, and one that is not has no
+// canary. What does not recover is the platform's to refuse.
+func TestCanaryWaitsUntilTheApplicationHasRecovered(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		p := &recovering{noted: &noted{}, t: t, fails: fails}
+		want := delivery.Pass
+		if fails {
+			p.refuse, want = fault.Newf(fault.Conflict, "it is not at rest"), delivery.Fail
+		}
+		po := ports()
+		po.Platform = func(string) (platform.Platform, error) { return p, nil }
+		out, err := startCanary{forgetting{po}}.Run(t.Context(), newRunner(t, startCanary{forgetting{po}}, applying()).call)
+		if err != nil || out.Verdict != want || len(p.calls) != 1 {
+			t.Errorf("it ends with %+v, %v after %v", out, err, p.calls)
+		}
+	}
+}
+
 func TestWeights(t *testing.T) {
 	n := &noted{}
 	po := ports()

@@ -96,6 +96,20 @@ func Await(ctx context.Context, p platform.Platform, timeout time.Duration, what
 	return nil
 }
 
+// recovery is how long an application may need after its database was away: until connections are tried again, and then until
+// its probes have seen that they work.
+const recovery = 2 * time.Minute
+
+// Recovered waits for a while until those objects that are there are ready, because what is not has no canary. One that does not recover
+// is left to the platform to refuse, in its own words.
+func Recovered(ctx context.Context, p platform.Platform, refs []manifest.Ref) error {
+	err := Await(ctx, p, recovery, "ready again", refs, func(s platform.State) bool { return !s.Exists || s.Ready })
+	if fault.Is(err, fault.Invalid) && ctx.Err() == nil {
+		return nil
+	}
+	return err
+}
+
 // Ready reports whether the object serves.
 func Ready(s platform.State) bool { return s.Exists && s.Ready }
 
@@ -114,8 +128,8 @@ func verdict(ctx context.Context, err error) (Outcome, error) {
 	return Done(delivery.Fail, err.Error()), nil
 }
 
-// refs returns the objects' names in the namespace that they are applied to.
-func refs(objects []manifest.Object, namespace string) []manifest.Ref {
+// Refs returns the objects' names in the namespace that they are applied to.
+func Refs(objects []manifest.Object, namespace string) []manifest.Ref {
 	var out []manifest.Ref
 	for _, o := range objects {
 		r := o.Ref()

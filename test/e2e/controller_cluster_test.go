@@ -46,7 +46,7 @@ func (k controlled) control(listen, url string) {
 	k.t.Helper()
 	var said bytes.Buffer
 	cmd := k.command(context.Background(), "controller", "--namespace", k.at, "--kubeconfig", k.prod.file, "--listen", listen, "--external-url", url,
-		"--lease-duration", "3s", "--renew-deadline", "2s", "--retry-period", "500ms")
+		"--lease-duration", "15s", "--renew-deadline", "10s", "--retry-period", "1s")
 	cmd.Env, cmd.Stdout, cmd.Stderr = append(cmd.Env, "SLUICE_DATA="+k.path("controller-"+listen)), &said, &said
 	if err := cmd.Start(); err != nil {
 		k.t.Fatal(err)

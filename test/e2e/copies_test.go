@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -48,8 +49,8 @@ func refusedCopies() []refusedCopy {
 		}, says: []string{"no pod of PREFIX-shop/StatefulSet/mongo is ready", "whether its selector matches its pods"}},
 		{name: "a snapshot that never becomes ready", production: func(s string) string {
 			return strings.ReplaceAll(s, "storageClassName: cow", "storageClassName: PREFIX")
-		}, before: func(t *testing.T, k clusters) {}, step: ", timeout: {duration: 40, unit: seconds}",
-			says: []string{"the twins of orders were not made within 40s", "VolumeSnapshot", "was not ready to use within"}, within: 90 * time.Second},
+		}, before: func(t *testing.T, k clusters) {}, step: ", timeout: {duration: 80, unit: seconds}",
+			says: []string{"the twins of orders were not made within 1m20s", "VolumeSnapshot", "was not ready to use within"}, within: 140 * time.Second},
 		{name: "another StorageClass", staging: replaced("storageClassName: cow", "storageClassName: PREFIX"), before: func(t *testing.T, k clusters) {
 			k.class(t, k.staging, "other.example", "")
 		}, says: []string{"StorageClass PREFIX of account staging is of driver other.example", "the copy is a snapshot of driver cow.csi.sluice.dev"}},
@@ -63,6 +64,12 @@ func refusedCopies() []refusedCopy {
 		{name: "no room for the copy's claim", before: func(t *testing.T, k clusters) {
 			k.staging.apply(t, "", "namespaces", fmt.Sprintf(`{kind: Namespace, metadata: {name: %s}}`, k.namespace()))
 			k.staging.apply(t, k.namespace(), "resourcequotas", `{kind: ResourceQuota, metadata: {name: q}, spec: {hard: {requests.storage: 1Mi}}}`)
+			k.eventually("the quota is in force", func() error {
+				if k.staging.text(k.namespace(), "resourcequotas", "q", "status", "hard", "requests.storage") == "" {
+					return errors.New("its controller has not counted yet")
+				}
+				return nil
+			})
 		}, says: []string{"exceeded quota", "raise the namespace's ResourceQuota"}},
 		{name: "whenScaled: Delete", before: func(t *testing.T, k clusters) {
 			k.theirs(t, ", persistentVolumeClaimRetentionPolicy: {whenScaled: Delete}")
@@ -97,7 +104,6 @@ func TestCopiesThatCannotBeMade(t *testing.T) {
 				return
 			}
 			was := k.objects()
-			start := time.Now()
 			id := k.copies(named.Replace(staging), c.step, "")
 			d := k.ended(id, "FAILED")
 			defer func() {
@@ -105,7 +111,8 @@ func TestCopiesThatCannotBeMade(t *testing.T) {
 					t.Logf("%s", k.status(id))
 				}
 			}()
-			took := time.Since(start)
+			copying := d.step(stepOf(d, "copyData"))
+			took := copying.Ended.Sub(copying.Started)
 			t.Logf("after %s: %s", took.Round(time.Second), d.Reason)
 			for _, s := range c.says {
 				says(t, d.Reason, named.Replace(s))

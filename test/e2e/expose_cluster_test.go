@@ -87,7 +87,7 @@ func TestExposeOnCluster(t *testing.T) {
 	deliver := func(version, steps string) string { return k.start(k.preview(hooks, version, steps)) }
 	k.ended(deliver("1", "        []"), "SUCCEEDED")
 	id := deliver("2", `        - sequence:
-            - exposeServices: {services: [next], ttl: {duration: 60, unit: seconds}}
+            - exposeServices: {services: [next], ttl: {duration: 90, unit: seconds}}
             - runWebhook: {name: look}
             - pause: {untilApproved: true}`)
 	d := k.until(id, "waiting for a person", anyWaits)
@@ -111,7 +111,7 @@ func TestExposeOnCluster(t *testing.T) {
 		}
 		return nil
 	})
-	if begun := d.step(stepOf(d, "expose")).Ended; time.Since(begun) < 55*time.Second {
+	if begun := d.step(stepOf(d, "expose")).Ended; time.Since(begun) < 85*time.Second {
 		t.Errorf("it was over %s after it was given", time.Since(begun))
 	}
 	k.must("deploy", "approve", id)

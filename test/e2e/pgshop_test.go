@@ -78,7 +78,7 @@ spec:
         command: [sh, /etc/pg/run]
         args: [-c, shared_buffers=16MB, -c, max_wal_size=128MB%s]
         ports: [{name: pg, containerPort: 5432}]
-        readinessProbe: {exec: {command: [pg_isready, -q, -h, 127.0.0.1]}, periodSeconds: 1}
+        readinessProbe: {exec: {command: [pg_isready, -q, -h, 127.0.0.1]}, periodSeconds: 1, timeoutSeconds: 10}
         volumeMounts: [{name: data, mountPath: /data}, {name: run, mountPath: /etc/pg}, {name: password, mountPath: /etc/pg-password}]
       volumes: [{name: run, configMap: {name: pg}}, {name: password, secret: {secretName: pg}}]
   volumeClaimTemplates:

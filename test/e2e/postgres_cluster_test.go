@@ -37,7 +37,7 @@ strategies:
         - analysis:
             interval: 1
             units: seconds
-            numberOfJudgmentRuns: 8
+            numberOfJudgmentRuns: 15
             onInconclusive: rollback
             counts:
               canaryTotal: sum(visits_total{pod=~"{{armory.replicaSetName}}-.*"})

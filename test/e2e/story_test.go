@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The paths of the steps that the story names.
@@ -40,6 +41,7 @@ type story struct {
 func openShop(t *testing.T, name string) *story {
 	st := &story{hooks: newReceiver(t), name: name + "-" + strings.ToLower(rand.Text()[:6])}
 	st.site = newSite(t, "accounts: {local: {kind: local}}\n")
+	st.wait = 8 * time.Minute // whole deliveries, on a machine with other things to do
 	st.prod, st.staging = newShopCluster(t, "prod", "LAB_KUBECONFIG", st.name), newShopCluster(t, "staging", "LAB_KUBECONFIG_STAGING", st.name)
 	st.prod.apply("shop", st.shipped("database.yaml", "ferretdb:1.17")+"\n---\n"+st.shipped("shop.yaml", "shop:1"))
 	st.prod.apply("prometheus", st.shipped("prometheus.yaml", ""))
@@ -124,7 +126,7 @@ func (st *story) deliver(shop, migration string, args ...string) string {
 	// A Job's template never changes, so each commit names its own. In production the database restarts while it runs, for
 	// the dialect applies both at once: a try that hangs on the old pod's address is given up.
 	st.checkOut(shop, strings.NewReplacer("{name: migrate}", fmt.Sprintf("{name: migrate-%s}", strings.ToLower(rand.Text()[:6])),
-		"backoffLimit: 0", "backoffLimit: 4", "restartPolicy: Never", "restartPolicy: Never\n      activeDeadlineSeconds: 15").Replace(st.shipped("migration.yaml", migration)))
+		"backoffLimit: 0", "backoffLimit: 4", "restartPolicy: Never", "restartPolicy: Never\n      activeDeadlineSeconds: 60").Replace(st.shipped("migration.yaml", migration)))
 	return st.start(st.path("deploy.yaml"), args...)
 }
 

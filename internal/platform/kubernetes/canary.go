@@ -73,7 +73,34 @@ func (p *Platform) StartCanaryWith(ctx context.Context, key string, objects, set
 
 // rehearseCanary has the server check the new versions, both as what they will be when promoted and as canaries.
 func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, opts platform.Options) ([]entry, []int, error) {
-	entries, open, err := p.rehearse(ctx, all, opts.Force)
+	entries, open, err := p.rehearseVersions(ctx, all, opts.Force)
+	if err != nil {
+		return nil, nil, err
+	}
+	var errs []error
+	for i := range entries {
+		e := &entries[i]
+		if e.Created || setting(e.Ref.Kind) {
+			continue
+		}
+		err := p.routed(ctx, e, &unstructured.Unstructured{Object: e.Before}, opts)
+		if err == nil {
+			err = p.namesFree(ctx, *e)
+		}
+		if err == nil {
+			err = p.takenUp(ctx, *e)
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err == nil {
+		errs = append(errs, unshared(entries, opts.Meshes))
+	}
+	return entries, open, errors.Join(errs...)
+}
+
+// rehearseVersions is rehearseCanary without what shares the traffic out.
+func (p *Platform) rehearseVersions(ctx context.Context, all []manifest.Object, force bool) ([]entry, []int, error) {
+	entries, open, err := p.rehearse(ctx, all, force)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -97,19 +124,7 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, op
 		if err == nil {
 			err = p.dryRun(ctx, wanted{Object: c})
 		}
-		if err == nil {
-			err = p.routed(ctx, e, stable, opts)
-		}
-		if err == nil {
-			err = p.namesFree(ctx, *e)
-		}
-		if err == nil {
-			err = p.takenUp(ctx, *e)
-		}
 		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err == nil {
-		errs = append(errs, unshared(entries, opts.Meshes))
 	}
 	return entries, open, errors.Join(errs...)
 }

@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -144,63 +145,79 @@ func (s *shop) back(changes []platform.Change, weights ...string) {
 	s.asBefore()
 }
 
-// answers asks a Service a number of times, each time by a new connection, and returns how often each pod answered.
-func (s *shop) answers(service manifest.Ref, n int) map[string]int {
+// answers asks a Service a number of times, each time by a new connection, and returns how often each pod answered. A request
+// that fails ends it.
+func (s *shop) answers(service manifest.Ref, n int) (map[string]int, error) {
 	s.t.Helper()
 	c, at, pods := client(), "http://"+address(s.ctx, s.Platform, service), map[string]int{}
 	for range n {
 		req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, at, nil)
 		s.must(err)
 		resp, err := c.Do(req)
-		s.must(err)
+		if err != nil {
+			return nil, err
+		}
 		body, err := io.ReadAll(resp.Body)
-		s.must(err)
 		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			s.t.Fatalf("%s answers with status %d: %s", service, resp.StatusCode, body)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("%s answers with status %d: %s (%v)", service, resp.StatusCode, body, err)
 		}
 		pods[string(body)]++
 	}
-	return pods
+	return pods, nil
 }
 
-// twos returns how often the new version answered.
+func isTwo(pod string) bool { return strings.HasPrefix(pod, "two") }
+
+// twos returns how often the new version answered. All requests must be.
 func (s *shop) twos(service manifest.Ref, n int) int {
 	s.t.Helper()
+	all, err := s.answers(service, n)
+	s.must(err)
 	two := 0
-	for pod, times := range s.answers(service, n) {
-		if strings.HasPrefix(pod, "two") {
+	for pod, times := range all {
+		if isTwo(pod) {
 			two += times
 		}
 	}
 	return two
 }
 
-// settles waits until a sample of a hundred requests fits: the network follows the objects with a delay.
-func (s *shop) settles(service manifest.Ref, what string, least, most int) {
+// sampled waits until a sample of a hundred requests fits: the network follows the objects with a delay, in which it may lead to
+// pods that are gone, too.
+func (s *shop) sampled(service manifest.Ref, what string, fits func(pods map[string]int) bool) {
 	s.t.Helper()
-	got := 0
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
-		if got = s.twos(service, 100); got >= least && got <= most {
+	var got map[string]int
+	var err error
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); {
+		if got, err = s.answers(service, 100); err == nil && fits(got) {
 			return
 		}
 	}
-	s.t.Errorf("%s: the new version answers %d of 100, not %d to %d", what, got, least, most)
+	s.t.Errorf("%s: %s is answered by %v (%v)", what, service, got, err)
+}
+
+// settles waits until the new version answers so many of a hundred.
+func (s *shop) settles(service manifest.Ref, what string, least, most int) {
+	s.t.Helper()
+	s.sampled(service, fmt.Sprintf("%s, %d to %d of 100 by the new version", what, least, most), func(pods map[string]int) bool {
+		two := 0
+		for pod, times := range pods {
+			if isTwo(pod) {
+				two += times
+			}
+		}
+		return two >= least && two <= most
+	})
 }
 
 // spreads waits until so many pods answer, the canary's one among them. Of five, one is silent for a hundred requests once in
 // a billion times.
 func (s *shop) spreads(service manifest.Ref, pods int) {
 	s.t.Helper()
-	var got map[string]int
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
-		got = s.answers(service, 100)
-		canary := slices.ContainsFunc(slices.Collect(maps.Keys(got)), func(pod string) bool { return strings.HasPrefix(pod, "two") })
-		if len(got) == pods && canary {
-			return
-		}
-	}
-	s.t.Fatalf("%s is answered by %v, not by %d pods and the canary's among them", service, got, pods)
+	s.sampled(service, fmt.Sprintf("%d pods, the canary's among them", pods), func(got map[string]int) bool {
+		return len(got) == pods && slices.ContainsFunc(slices.Collect(maps.Keys(got)), isTwo)
+	})
 }
 
 func (s *shop) undo(changes []platform.Change) {
@@ -282,7 +299,7 @@ endpoints: [{addresses: [192.0.2.1]}]`
 		case st.Ready:
 			s.undo(changes)
 			return
-		case strings.Contains(st.Message, "Service web-preview still leads to 192.0.2.1"):
+		case !taken && strings.Contains(st.Message, "Service web-preview still leads to 192.0.2.1"):
 			s.must(s.dynamic.Resource(endpointSlices()).Namespace(ns).Delete(s.ctx, "elsewhere", metav1.DeleteOptions{}))
 			taken = true
 		}

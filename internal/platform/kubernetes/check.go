@@ -11,7 +11,8 @@ import (
 	"github.com/sluice-cd/sluice/internal/platform"
 )
 
-// Check implements platform.Checker by the dry run with which Apply begins.
+// Check implements platform.Checker by the dry run with which Apply begins. What the server refuses of an object whose fields are
+// taken over from an adopted manager is passed over: it may be what it accepts once they are.
 func (p *Platform) Check(ctx context.Context, objects []manifest.Object, o platform.Options) error {
 	all, err := p.standing(ctx, objects, o)
 	if err != nil {
@@ -21,13 +22,14 @@ func (p *Platform) Check(ctx context.Context, objects []manifest.Object, o platf
 	return err
 }
 
-// CheckCanary implements platform.Checker by the dry runs with which StartCanaryWith begins.
+// CheckCanary implements platform.Checker by the dry runs with which StartCanaryWith begins. What shares the traffic out is passed over: it
+// may be applied in between.
 func (p *Platform) CheckCanary(ctx context.Context, objects, settings []manifest.Object, o platform.Options) error {
 	all, err := p.standing(ctx, slices.Concat(settings, objects), o)
 	if err != nil {
 		return err
 	}
-	_, _, err = p.rehearseCanary(ctx, all, o)
+	_, _, err = p.rehearseVersions(ctx, all, o.Force)
 	return err
 }
 
@@ -37,17 +39,13 @@ func (p *Platform) standing(ctx context.Context, objects []manifest.Object, o pl
 	if err != nil {
 		return nil, err
 	}
-	missing := map[string]bool{"": false}
-	for _, m := range all {
-		n := m.GetNamespace()
-		if _, known := missing[n]; known {
-			continue
-		}
-		_, err := p.dynamic.Resource(namespaces()).Get(ctx, n, metav1.GetOptions{})
-		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
-			return nil, failed(err, "read namespace %s", n)
-		}
-		missing[n] = apierrors.IsNotFound(err)
+	home := homeOf(all, o.Namespace)
+	_, err = p.dynamic.Resource(namespaces()).Get(ctx, home, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return slices.DeleteFunc(all, func(m manifest.Object) bool { return m.GetNamespace() == home }), nil
+	case err != nil && !apierrors.IsForbidden(err):
+		return nil, failed(err, "read namespace %s", home)
 	}
-	return slices.DeleteFunc(all, func(m manifest.Object) bool { return missing[m.GetNamespace()] }), nil
+	return all, nil
 }

@@ -134,7 +134,7 @@ func TestConformance(t *testing.T) {
 		p := l.connect(t)
 		empty(t, p, "suite")
 		t.Cleanup(func() { empty(t, p, "suite") })
-		return platformtest.Harness{Platform: p, Image: programName, Adapt: l.adapt, Client: client(), Chance: true, Pulls: true, Refuses: true, Drain: 3,
+		return platformtest.Harness{Platform: p, Image: programName, Adapt: l.adapt, Client: client(), Chance: true, Pulls: true, Refuses: true, Drain: 6,
 			Within:  2 * time.Minute,
 			URL:     func(ctx context.Context, s manifest.Ref) string { return "http://" + address(ctx, p, s) },
 			Address: func(ctx context.Context, s manifest.Ref) string { return address(ctx, p, s) }}

@@ -83,13 +83,15 @@ func TestAnErrandAfterAnAbandonedOne(t *testing.T) {
 		_, _ = p.Run(running, key, first) // it is abandoned
 	}()
 	pods := p.dynamic.Resource(pods()).Namespace("errand")
-	in, err := pods.Watch(t.Context(), metav1.ListOptions{})
+	begins, giveUp := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer giveUp()
+	in, err := pods.Watch(begins, metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for e := range in.ResultChan() {
 		o, ok := e.Object.(*unstructured.Unstructured)
-		if phase, _, _ := unstructured.NestedString(o.Object, "status", "phase"); ok && phase == "Running" {
+		if phase, _, _ := unstructured.NestedString(o.Object, "status", "phase"); ok && phase != "" && phase != "Pending" {
 			break
 		}
 	}

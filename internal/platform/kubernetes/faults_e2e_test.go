@@ -99,6 +99,12 @@ func TestDeniedMidCanary(t *testing.T) {
 	for says, config := range map[string]*rest.Config{`cannot patch resource "deployments/scale"`: poor, "renew them": expired} {
 		who, err := connect(Config{Account: "poor"}, config)
 		s.must(err)
+		if config == poor {
+			eventually(t, "the role is known", func() error {
+				_, err := who.dynamic.Resource(secrets()).Namespace(ns).List(s.ctx, metav1.ListOptions{})
+				return err
+			})
+		}
 		err = who.SetWeight(s.ctx, "d1/50", refs, 50)
 		if !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), says) {
 			t.Errorf("kind %q, without %q: %v", fault.KindOf(err), says, err)
@@ -136,6 +142,22 @@ subjects: [{kind: User, name: ` + user + `}]
 	}
 }
 
+// eventually tries until it succeeds, for a minute.
+func eventually(t *testing.T, what string, try func() error) {
+	t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); ; <-tick.C {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not: %s: %v", what, err)
+		}
+	}
+}
+
 // TestNamespaceDeletedMidCanary: each call says at once that the namespace ends or is gone, also those that take back.
 func TestNamespaceDeletedMidCanary(t *testing.T) {
 	s := newShop(t)
@@ -149,6 +171,8 @@ func TestNamespaceDeletedMidCanary(t *testing.T) {
 		t.Errorf("while it ends: kind %q: %v", k, err)
 	}
 	empty(t, s.Platform, ns)
+	ctx, cancel = context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
 	for what, err := range map[string]error{"the weight": s.SetWeight(ctx, "d1/50", refs, 50), "the end of the canary": s.Abort(ctx, "d1/abort", refs),
 		"taking back": s.Revert(ctx, "d1/revert", changes)} {
 		if !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), `namespaces "applied" not found`) {

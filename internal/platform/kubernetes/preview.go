@@ -28,9 +28,12 @@ func (p *Platform) preview(ctx context.Context, stable *unstructured.Unstructure
 	return nil
 }
 
-// followPreviews also follows where the preview Services of a Deployment lead: their endpoints come after their selectors and
+// followPreviews also follows where the preview Services of a Deployment with a canary lead: their endpoints come after their selectors and
 // after the pods, and whoever tests the new version through them until then tests the old one.
 func (w *watcher) followPreviews(ctx context.Context, ref manifest.Ref, d *unstructured.Unstructured) error {
+	if c, err := w.p.canary(ctx, ref); c == nil || err != nil {
+		return err
+	}
 	_, previews, err := w.p.servicesOf(ctx, ref.Namespace, templateLabels(d))
 	if err != nil {
 		return err
@@ -54,20 +57,24 @@ func endpointsOf(s manifest.Ref) source {
 	return source{endpointSlices(), s.Namespace, "", discoveryv1.LabelServiceName + "=" + s.Name}
 }
 
-// misled tells which preview Service does not lead to the canary yet, or not to it alone, "" where all of them do. What carries
+// misled tells which preview Service does not lead to the canary yet, or leads to more than canaries, "" where all of them do. What carries
 // the requests, kube-proxy or another, follows the endpoints in its own time and tells nobody when it has.
 func (w *watcher) misled(ref manifest.Ref, canary *unstructured.Unstructured) string {
-	own := map[string]bool{}
+	own, canaries := map[string]bool{}, map[string]bool{}
 	for _, p := range w.podsOf(manifest.Ref{Kind: "Deployment", Namespace: ref.Namespace, Name: canary.GetName()}, canary) {
 		own[p.Name] = true
 	}
+	for _, p := range w.list(source{pods(), ref.Namespace, "", ""}) {
+		canaries[p.GetName()] = p.GetLabels()[trackLabel] == string(platform.Canary) // of others that the Service leads to, too
+	}
+	replicas, counted := replicasOf(canary)
 	for _, s := range w.previews[ref] {
 		service := w.object(serviceAt(s))
 		if service == nil {
 			continue
 		}
 		if track, _, _ := unstructured.NestedString(service.Object, "spec", "selector", trackLabel); track != string(platform.Canary) {
-			continue // it is given back
+			continue // the canary is about to end, or somebody else decides where the Service leads
 		}
 		n := 0
 		for _, e := range w.endpoints(s) {
@@ -75,13 +82,13 @@ func (w *watcher) misled(ref manifest.Ref, canary *unstructured.Unstructured) st
 			case e.Conditions.Ready != nil && !*e.Conditions.Ready:
 			case e.TargetRef == nil:
 				return fmt.Sprintf("Service %s still leads to %s, which is no pod of %s", s.Name, strings.Join(e.Addresses, ", "), canary.GetName())
-			case !own[e.TargetRef.Name]:
-				return fmt.Sprintf("Service %s still leads to pod %s, which is none of %s", s.Name, e.TargetRef.Name, canary.GetName())
-			default:
+			case own[e.TargetRef.Name]:
 				n++
+			case !canaries[e.TargetRef.Name]:
+				return fmt.Sprintf("Service %s still leads to pod %s, which is none of %s", s.Name, e.TargetRef.Name, canary.GetName())
 			}
 		}
-		if n == 0 {
+		if n == 0 && (replicas > 0 || !counted) {
 			return fmt.Sprintf("Service %s does not lead to %s yet", s.Name, canary.GetName())
 		}
 	}

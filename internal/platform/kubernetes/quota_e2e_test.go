@@ -34,7 +34,7 @@ func TestNoRoomForTheCanary(t *testing.T) {
 	s := newShop(t)
 	s.allow(6)
 	changes := s.start()
-	ctx, cancel := context.WithTimeout(s.ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(s.ctx, 30*time.Second)
 	defer cancel()
 	err := s.SetWeight(ctx, "d1/100", []manifest.Ref{web}, 100)
 	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "exceeded quota") || !strings.Contains(err.Error(), "raise the namespace's ResourceQuota") {

@@ -59,9 +59,9 @@ func TestAStatefulSetComesBack(t *testing.T) {
 	broken := strings.Replace(members, "image: program", "image: nobody/knows:1", 1)
 	changes, err := p.Apply(ctx, "d2/a", []manifest.Object{l.adapt(objectsOf(t, broken)[0])}, opts)
 	s.must(err)
-	s.is(queue, time.Minute, func(s platform.State) bool { return s.Failed })
+	s.is(queue, 3*time.Minute, func(s platform.State) bool { return s.Failed })
 	s.must(p.Revert(ctx, "d2/r", changes))
-	s.is(queue, 30*time.Second, isReady)
+	s.is(queue, 3*time.Minute, isReady)
 	after, err := p.Members(ctx, queue)
 	s.must(err)
 	for i, m := range after {

@@ -46,6 +46,10 @@ func (p *Platform) routesOf(ctx context.Context, stable *unstructured.Unstructur
 		return nil, nil, err
 	}
 	list, err := p.at(r, stable.GetNamespace()).List(ctx, metav1.ListOptions{})
+	if apierrors.IsNotFound(err) {
+		p.kinds.forget() // its definition was taken away since the kinds were asked for
+		return nil, nil, nil
+	}
 	if err != nil {
 		return nil, nil, failed(err, "list the HTTPRoutes of namespace %s", stable.GetNamespace())
 	}

@@ -139,6 +139,7 @@ func TestWeightsOfRoutes(t *testing.T) {
 	if got := s.twos(gatewayService, 100); got != 0 {
 		t.Errorf("at 0 %% the canary answered %d of 100", got)
 	}
+	s.settles(manifest.Ref{Kind: "Service", Namespace: ns, Name: "web-canary"}, "the canary's Service", 100, 100)
 	s.must(s.SetWeight(s.ctx, "d1/10", refs, 10))
 	s.ready(time.Minute)
 	const n, sd = 2400, 15

@@ -62,7 +62,7 @@ spec:
           echo 'host all all all scram-sha-256' >>/tmp/pg/pg_hba.conf
           exec $run postgres -D /tmp/pg -c listen_addresses='*' -c unix_socket_directories=/tmp -c fsync=off
         ports: [{name: pg, containerPort: 5432}]
-        readinessProbe: {exec: {command: [/usr/lib/postgresql/15/bin/pg_isready, -h, 127.0.0.1]}, periodSeconds: 1}
+        readinessProbe: {exec: {command: [/usr/lib/postgresql/15/bin/pg_isready, -h, 127.0.0.1]}, periodSeconds: 1, timeoutSeconds: 10}
 `
 
 const manyRows = 400_000
@@ -187,26 +187,21 @@ func TestAJobComparesBesideTheData(t *testing.T) {
 	}
 
 	// Whoever waits first gives up once the Job has begun to read.
-	ctx, giveUp := context.WithCancel(t.Context())
-	defer giveUp()
 	var mu sync.Mutex
 	var lines []string
-	tw.errand.Progress = func(line string) {
-		mu.Lock()
-		defer mu.Unlock()
-		lines = append(lines, line)
-		t.Log("the Job: " + line)
-		giveUp()
-	}
 	start = time.Now()
-	_, err = tw.byJob(ctx, "d1/compare")
+	key := abandoned(t, "d1/compare", func(ctx context.Context, giveUp func(), key string) error {
+		tw.errand.Progress = func(line string) {
+			mu.Lock()
+			defer mu.Unlock()
+			lines = append(lines, line)
+			t.Log("the Job: " + line)
+			giveUp()
+		}
+		_, err := tw.byJob(ctx, key)
+		return err
+	})
 	var of types.UID
-	if err == nil {
-		t.Fatal("the Job was done before it had said anything")
-	}
-	if !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
-	}
 	jobs, err := tw.List(t.Context(), "Job", "verify-old")
 	if err != nil || len(jobs) != 1 {
 		t.Fatalf("%d Jobs, %v", len(jobs), err)
@@ -230,7 +225,7 @@ func TestAJobComparesBesideTheData(t *testing.T) {
 		}
 	}
 	rights(t, tw.Platform, jobs[0].GetName(), secrets)
-	beside, err := tw.byJob(t.Context(), "d1/compare")
+	beside, err := tw.byJob(t.Context(), key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,16 +256,35 @@ func TestAJobComparesBesideTheData(t *testing.T) {
 	nothingLeft(tw.t, tw.Platform, "verify-old")
 
 	// One that nobody comes back to is ended with the copies that it reads.
-	ctx, giveUp = context.WithCancel(t.Context())
-	defer giveUp()
-	tw.errand.Progress = func(string) { giveUp() }
-	if _, err := tw.Run(ctx, "d1/nobody", tw.errand); !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
-	}
+	abandoned(t, "d1/nobody", func(ctx context.Context, giveUp func(), key string) error {
+		tw.errand.Progress = func(string) { giveUp() }
+		_, err := tw.Run(ctx, key, tw.errand)
+		return err
+	})
 	if err := tw.End(t.Context(), "verify-old", "d1"); err != nil {
 		t.Fatal(err)
 	}
 	nothingLeft(tw.t, tw.Platform, "verify-old")
+}
+
+// abandoned has nobody wait for an errand any more once it has said something, and returns its key. What is done before it is heard is
+// done again, under another key.
+func abandoned(t *testing.T, key string, run func(ctx context.Context, giveUp func(), key string) error) string {
+	t.Helper()
+	for i := range 5 {
+		ctx, giveUp := context.WithCancel(t.Context())
+		try := fmt.Sprintf("%s/%d", key, i)
+		err := run(ctx, giveUp, try)
+		giveUp()
+		switch {
+		case errors.Is(err, context.Canceled):
+			return try
+		case err != nil:
+			t.Fatal(err)
+		}
+	}
+	t.Fatalf("%s was done five times before it was heard", key)
+	return ""
 }
 
 // rights holds that a Job's own account may write its results, and nothing else: it can read nothing, not even these.

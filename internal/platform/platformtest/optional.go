@@ -49,20 +49,29 @@ func (h Harness) spread(percent int) int {
 	return 6
 }
 
-// share asks a number of times and returns how many of them the canary answered.
-func (h Harness) share(t *testing.T, n int) int {
+// share waits until a number of requests are answered and the canary's share of them fits.
+func (h Harness) share(t *testing.T, what string, n int, fits func(two int) bool) {
+	t.Helper()
+	h.eventually(t, what, func() (string, bool) {
+		two, err := h.twos(t, n)
+		return fmt.Sprintf("%d of %d, %v", two, n, err), err == nil && fits(two)
+	})
+}
+
+// twos asks a number of times and returns how many of them the canary answered.
+func (h Harness) twos(t *testing.T, n int) (int, error) {
 	t.Helper()
 	two := 0
 	for range n {
 		got, err := h.get(t, h.client())
 		if err != nil {
-			t.Fatal(err)
+			return two, err
 		}
 		if strings.HasPrefix(got, "two ") {
 			two++
 		}
 	}
-	return two
+	return two, nil
 }
 
 func weights(t *testing.T, h Harness) {
@@ -72,19 +81,13 @@ func weights(t *testing.T, h Harness) {
 			t.Fatal(err)
 		}
 		h.until(t, web, "ready", ready)
-		h.eventually(t, fmt.Sprintf("%d %% from the canary", w), func() (string, bool) {
-			got := h.share(t, 200)
-			return fmt.Sprintf("%d of 200", got), got >= 2*w-h.spread(w) && got <= 2*w+h.spread(w)
-		})
+		h.share(t, fmt.Sprintf("%d %% from the canary", w), 200, func(got int) bool { return got >= 2*w-h.spread(w) && got <= 2*w+h.spread(w) })
 	}
 	if err := s.Promote(t.Context(), "d1/p", []manifest.Ref{web}); err != nil {
 		t.Fatal(err)
 	}
 	h.until(t, web, "promoted", func(s platform.State) bool { return s.Ready && s.Replicas == h.replicas() })
-	h.eventually(t, "all of 20 from the promoted version", func() (string, bool) {
-		got := h.share(t, 20)
-		return fmt.Sprintf("%d of 20", got), got == 20
-	})
+	h.share(t, "all from the promoted version", 20, func(got int) bool { return got == 20 })
 }
 
 func abort(t *testing.T, h Harness) {
@@ -94,19 +97,13 @@ func abort(t *testing.T, h Harness) {
 	}
 	stop := h.load(t)
 	// The load takes its turns between these, so that the share of these alone is not exact.
-	h.eventually(t, "some of 50 from the canary", func() (string, bool) {
-		got := h.share(t, 50)
-		return fmt.Sprintf("%d of 50", got), got >= 5
-	})
+	h.share(t, "some from the canary", 50, func(got int) bool { return got >= 5 })
 	if err := s.Abort(t.Context(), "d1/x", []manifest.Ref{web}); err != nil {
 		t.Fatal(err)
 	}
 	h.until(t, web, "back", func(s platform.State) bool { return s.Ready && s.Replicas == h.replicas() })
 	stop()
-	h.eventually(t, "none of 20 from an aborted canary", func() (string, bool) {
-		got := h.share(t, 20)
-		return fmt.Sprintf("%d of 20", got), got == 0
-	})
+	h.share(t, "none from an aborted canary", 20, func(got int) bool { return got == 0 })
 }
 
 func fence(t *testing.T, h Harness) {

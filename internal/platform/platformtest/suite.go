@@ -65,7 +65,8 @@ func (h Harness) deployment(t *testing.T, replicas int, image, version string) [
 	t.Helper()
 	text := webDeployment
 	if h.Drain > 0 {
-		text += fmt.Sprintf("\n        lifecycle: {preStop: {sleep: {seconds: %d}}}", h.Drain)
+		text = strings.Replace(text, "terminationGracePeriodSeconds: 5", fmt.Sprintf("terminationGracePeriodSeconds: %d", h.Drain+5), 1) +
+			fmt.Sprintf("\n        lifecycle: {preStop: {sleep: {seconds: %d}}}", h.Drain)
 	}
 	return h.objects(t, text, replicas, image, version)
 }

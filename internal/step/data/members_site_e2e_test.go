@@ -106,7 +106,7 @@ spec:
         image: %q
         command: [sh, /etc/pg/run]
         args: [-c, shared_buffers=16MB%s]
-        readinessProbe: {exec: {command: [pg_isready, -q, -h, 127.0.0.1]}, periodSeconds: 1}
+        readinessProbe: {exec: {command: [pg_isready, -q, -h, 127.0.0.1]}, periodSeconds: 1, timeoutSeconds: 10}
         volumeMounts: [{name: data, mountPath: /data}, {name: run, mountPath: /etc/pg}]
       volumes: [{name: run, configMap: {name: pg}}]
   volumeClaimTemplates:

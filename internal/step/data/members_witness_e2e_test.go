@@ -4,6 +4,7 @@ package data_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -52,9 +53,9 @@ SELECT CASE WHEN NOT pg_is_in_recovery() THEN 'primary' WHEN EXISTS (SELECT FROM
 
 func member(i int) string { return fmt.Sprintf("pg-%d", i) }
 
-// ask asks one member, within three seconds. Without a session it opens one, and one that failed is nil after it.
+// ask asks one member, within twenty seconds. Without a session it opens one, and one that failed is nil after it.
 func (r *replicated) ask(ctx context.Context, name string, c **pgx.Conn) (answer, error) {
-	within, cancel := context.WithTimeout(ctx, 3*time.Second)
+	within, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	a := answer{role: "away"}
 	if *c == nil {
@@ -95,15 +96,18 @@ func (w *witness) watch(ctx context.Context, name string) {
 	}()
 	for tick := time.NewTicker(50 * time.Millisecond); ; {
 		s := sight{asked: time.Now()}
-		s.answer, _ = w.r.ask(ctx, name, &c) // who does not answer is away
+		var err error
+		s.answer, err = w.r.ask(ctx, name, &c)
 		s.told = time.Now()
 		if ctx.Err() != nil {
 			tick.Stop()
 			return
 		}
-		w.mu.Lock()
-		w.seen[name] = append(w.seen[name], s)
-		w.mu.Unlock()
+		if !errors.Is(err, context.DeadlineExceeded) { // who refuses is away; who says nothing was not seen
+			w.mu.Lock()
+			w.seen[name] = append(w.seen[name], s)
+			w.mu.Unlock()
+		}
 		select {
 		case <-ctx.Done():
 		case <-tick.C:

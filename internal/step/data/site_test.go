@@ -363,7 +363,7 @@ func (s *site) deploy(id string, f *deployfile.File, staging, production string)
 // until waits until a delivery satisfies a condition.
 func (s *site) until(id, what string, is func(store.Delivery) bool) store.Delivery {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Minute)
 	defer cancel()
 	events, err := s.store.Watch(ctx)
 	if err != nil {

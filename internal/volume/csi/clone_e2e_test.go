@@ -148,6 +148,7 @@ func TestRefusals(t *testing.T) {
 	})
 	full := l.namespace(t, staging, "full")
 	l.apply(t, staging, coreKind("resourcequotas", "ResourceQuota"), fmt.Sprintf("{metadata: {name: q, namespace: %s}, spec: {hard: {requests.storage: 1Mi}}}", full))
+	l.counted(t, full, "q")
 	for _, c := range []struct {
 		name string
 		to   volume.Place
@@ -188,6 +189,20 @@ func TestRefusals(t *testing.T) {
 	two := append(sourceOf(from), volume.Source{Account: prod, Namespace: from.Namespace, Claim: "more"})
 	if _, err := l.driver(prod).Cut(t.Context(), l.name+"/two", l.name, two); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "VolumeGroupSnapshot") {
 		t.Errorf("two claims: %v", err)
+	}
+}
+
+// counted waits until a quota of staging is in force.
+func (l *lab) counted(t *testing.T, namespace, quota string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err := l.cluster(staging).await(ctx, coreKind("resourcequotas", "ResourceQuota"), namespace, quota, func(o *object) (bool, error) {
+		status, _ := o.Object["status"].(map[string]any)
+		return status["hard"] != nil, nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -235,7 +250,7 @@ func TestForeignClaimIsReplaced(t *testing.T) {
 // TestNeverReady: what the storage does not do is told within the deadline with what it says, and nothing is left.
 func TestNeverReady(t *testing.T) {
 	l := theLab(t)
-	quick := New(prod, l.client, nil, Deadlines{Cut: 20 * time.Second, Bound: 20 * time.Second})
+	quick := New(prod, l.client, nil, Deadlines{Cut: 40 * time.Second, Bound: 40 * time.Second})
 	t.Cleanup(func() {
 		c := l.cluster(prod)
 		if v, err := c.get(context.Background(), volumes(), "", l.name); err == nil {
@@ -256,7 +271,7 @@ func TestNeverReady(t *testing.T) {
 	}
 	start := time.Now()
 	_, err = quick.Cut(t.Context(), l.name+"/cut", l.name, []volume.Source{{Account: prod, Namespace: n, Claim: "data"}})
-	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "not cut within 20s") || !strings.Contains(err.Error(), "does not exist") {
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "not cut within 40s") || !strings.Contains(err.Error(), "does not exist") {
 		t.Errorf("%v", err)
 	}
 	if took := time.Since(start); took > 2*time.Minute {
@@ -272,7 +287,7 @@ func TestNeverReady(t *testing.T) {
 	origin.Unstructured = claim.DeepCopy()
 	origin.Object["status"] = map[string]any{"snapshotHandle": "snapshot-that-never-was"}
 	err = quick.handOn(t.Context(), l.cluster(staging), r, origin)
-	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "not ready to use within 20s") || !strings.Contains(err.Error(), "snapshot-that-never-was") {
+	if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "not ready to use within 40s") || !strings.Contains(err.Error(), "snapshot-that-never-was") {
 		t.Errorf("%v", err)
 	}
 	// What was cut short is listed as such, so that it can be deleted.

@@ -105,7 +105,13 @@ func TestStreamIsKilled(t *testing.T) {
 			<-far
 		}
 	}
-	<-far
+	select {
+	case err := <-ended:
+		t.Fatalf("it was over before the mover died: %v", err)
+	case <-far:
+	case <-time.After(3 * time.Minute):
+		t.Fatal("the stream does not go on")
+	}
 	cancel()
 	if err := <-ended; err == nil {
 		t.Fatal("it was over before the mover died")
