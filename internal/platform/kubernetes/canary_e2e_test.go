@@ -159,8 +159,11 @@ func (s *shop) answers(service manifest.Ref, n int) (map[string]int, error) {
 		}
 		body, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if err != nil || resp.StatusCode != http.StatusOK {
-			return nil, fmt.Errorf("%s answers with status %d: %s (%v)", service, resp.StatusCode, body, err)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("%s answers with status %d: %s", service, resp.StatusCode, body)
 		}
 		pods[string(body)]++
 	}
