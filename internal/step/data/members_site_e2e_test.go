@@ -48,6 +48,14 @@ const (
 	noImage  = "nobody/knows:1"
 )
 
+// disruptions is how many of the members may be away, as it is delivered with them.
+const disruptions = `---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: pg}
+spec: {maxUnavailable: 1, selector: {matchLabels: {app: pg}}}
+`
+
 // replicas is a PostgreSQL of three members with streaming replication, as plain as it can be: the first one is the primary
 // when there is no data yet, the others copy it, and from then on the data directory alone says who is what.
 func replicas(image string, settings ...string) string {
@@ -60,12 +68,7 @@ apiVersion: v1
 kind: Service
 metadata: {name: pg}
 spec: {clusterIP: None, publishNotReadyAddresses: true, selector: {app: pg}, ports: [{name: pg, port: 5432}]}
----
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {name: pg}
-spec: {maxUnavailable: 1, selector: {matchLabels: {app: pg}}}
----
+`+disruptions+`---
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: pg}
@@ -221,7 +224,7 @@ func (r *replicated) clear() {
 }
 
 // says waits until a step says this, within a minute.
-func (r *replicated) says(what string) {
+func (r *replicated) says(id, what string) {
 	r.t.Helper()
 	late := time.NewTimer(time.Minute)
 	defer late.Stop()
@@ -232,7 +235,8 @@ func (r *replicated) says(what string) {
 				return
 			}
 		case <-late.C:
-			r.t.Fatalf("no step says %q", what)
+			d, err := r.store.Load(r.t.Context(), id)
+			r.t.Fatalf("no step says %q (%v): %s %s\n%s", what, err, d.Status.State, d.Status.Reason, steps(d))
 		}
 	}
 }
