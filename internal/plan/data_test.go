@@ -133,7 +133,7 @@ func follows(t *testing.T, g Graph, then *Application) {
 		t.Fatalf("what follows is not asked about: %+v", then)
 	}
 	for path, asked := range map[string]*ApplyArgs{"production/deploy/apply": then.Plain, "production/deploy/start": then.Canary} {
-		if done := args[ApplyArgs](t, g, path); !reflect.DeepEqual(done, *asked) {
+		if done := args[ApplyArgs](t, g, path); !reflect.DeepEqual(done, *asked) || done.Recovers != (asked == then.Canary) {
 			t.Errorf("asked about is %+v, and %s does %+v", *asked, path, done)
 		}
 	}

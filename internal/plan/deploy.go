@@ -61,11 +61,11 @@ func (b *targetPlan) rollout(rest []manifest.Object) (plain, deployments, settin
 	return slices.Concat(without(others, settings), jobs), deployments, settings, err
 }
 
-// then returns what follows a database's upgrade, nil where nothing does. Other databases that this target ships ask for themselves, and
-// where they do not change nothing of their workloads is applied.
+// then returns what follows a database's upgrade, nil where nothing does. Other databases of this target ask for themselves, and where
+// they do not change nothing of their workloads is applied.
 func (b *targetPlan) then(rest []manifest.Object) (*Application, error) {
 	for _, d := range b.c.f.Data.Databases {
-		if !b.ships(d) {
+		if !b.ships(d) && b.copies[d.Name] == "" {
 			continue
 		}
 		db, err := b.database(d.Name)
@@ -335,7 +335,7 @@ func (b *targetPlan) applyArgs(objects []manifest.Object) ApplyArgs {
 // canaryArgs are those of Deployments whose new version comes up beside the old one.
 func (b *targetPlan) canaryArgs(deployments, settings []manifest.Object) ApplyArgs {
 	a := b.applyArgs(deployments)
-	a.Settings, a.Meshes = settings, b.meshes
+	a.Settings, a.Meshes, a.Recovers = settings, b.meshes, slices.ContainsFunc(b.c.f.Data.Databases, b.ships)
 	return a
 }
 

@@ -193,8 +193,9 @@ type ApplyArgs struct {
 	Timeout   time.Duration     `json:"timeout"`
 	Annotate  map[string]string `json:"annotate,omitempty"`
 	Env       map[string]string `json:"env,omitempty"`
-	Force     bool              `json:"force,omitempty"`  // fields that others hold are taken over
-	Meshes    []Mesh            `json:"meshes,omitempty"` // of KindStartCanary: what of a mesh shares the traffic out
+	Force     bool              `json:"force,omitempty"`    // fields that others hold are taken over
+	Meshes    []Mesh            `json:"meshes,omitempty"`   // of KindStartCanary: what of a mesh shares the traffic out
+	Recovers  bool              `json:"recovers,omitempty"` // of KindStartCanary: what runs may not be ready yet, because its database was away
 }
 
 // Mesh is a VirtualService of Istio with its DestinationRule, or a TrafficSplit of SMI.

@@ -138,7 +138,7 @@ func (st apply) Run(ctx context.Context, c Call) (Outcome, error) {
 	case refusal != nil:
 		return Done(delivery.Fail, refusal.Error()), nil
 	}
-	if err := Await(ctx, p, a.Timeout, "ready", Refs(a.Objects, a.Namespace), Ready); err != nil {
+	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
 	}
 	if err := Kept(ctx, p, changes); err != nil {
@@ -236,8 +236,8 @@ func (st startCanary) Run(ctx context.Context, c Call) (Outcome, error) {
 		return Outcome{}, err
 	}
 	kept, err := read[Applied](c.Saved)
-	if err == nil && !kept.Begun {
-		err = Recovered(ctx, p, Refs(a.Objects, a.Namespace))
+	if err == nil && a.Recovers && !kept.Ended {
+		err = recovered(ctx, p, c, refs(a.Objects, a.Namespace))
 	}
 	if err != nil {
 		return Outcome{}, err
@@ -249,7 +249,7 @@ func (st startCanary) Run(ctx context.Context, c Call) (Outcome, error) {
 	case refusal != nil:
 		return Done(delivery.Fail, refusal.Error()), nil
 	}
-	if err := Await(ctx, p, a.Timeout, "ready", Refs(a.Objects, a.Namespace), Ready); err != nil {
+	if err := Await(ctx, p, a.Timeout, "ready", refs(a.Objects, a.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
 	}
 	return Done(delivery.Pass, "the new version is ready"), nil
@@ -269,7 +269,7 @@ func (st startCanary) Undo(ctx context.Context, c Call) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if err := within(ctx, a.Timeout, func(ctx context.Context) error { return shift.Abort(ctx, c.Key+"/abort", Refs(a.Objects, a.Namespace)) }); err != nil {
+	if err := within(ctx, a.Timeout, func(ctx context.Context) error { return shift.Abort(ctx, c.Key+"/abort", refs(a.Objects, a.Namespace)) }); err != nil {
 		return Outcome{}, err
 	}
 	if err := p.Revert(ctx, c.Key+"/revert", changes); err != nil {

@@ -90,7 +90,7 @@ func (st runJob) Run(ctx context.Context, c Call) (Outcome, error) {
 	case refusal != nil:
 		return verdict(ctx, refusal)
 	}
-	if err := Await(ctx, p, a.Timeout, "complete", Refs(a.Objects, a.To.Namespace), Ready); err != nil {
+	if err := Await(ctx, p, a.Timeout, "complete", refs(a.Objects, a.To.Namespace), Ready); err != nil {
 		return verdict(ctx, err)
 	}
 	return Done(delivery.Pass, "job "+a.Name+" is complete"), nil
@@ -125,7 +125,7 @@ func (st runJob) Clean(ctx context.Context, c Call) (Outcome, error) {
 
 // made is what a step's Jobs have brought with them. Where the platform's answer was not kept, that is the Jobs alone.
 func made(s Applied, a plan.JobArgs) []manifest.Ref {
-	all := Refs(a.Objects, a.To.Namespace)
+	all := refs(a.Objects, a.To.Namespace)
 	if !s.Ended {
 		return slices.DeleteFunc(all, func(r manifest.Ref) bool { return r.Kind != "Job" })
 	}

@@ -54,6 +54,11 @@ func (nothing) Undo(context.Context, Call) (Outcome, error) {
 // Await waits until every object satisfies until. An object that has failed, or is not there in time, is an error of kind
 // invalid that says why in the platform's words, also where ctx has no more time. That ctx was cancelled is returned as it is.
 func Await(ctx context.Context, p platform.Platform, timeout time.Duration, what string, refs []manifest.Ref, until func(platform.State) bool) error {
+	return await(ctx, p, timeout, what, refs, true, until)
+}
+
+// await is Await, which, where it does not give up, waits for what has failed, too.
+func await(ctx context.Context, p platform.Platform, timeout time.Duration, what string, refs []manifest.Ref, givesUp bool, until func(platform.State) bool) error {
 	if len(refs) == 0 {
 		return nil
 	}
@@ -67,7 +72,7 @@ func Await(ctx context.Context, p platform.Platform, timeout time.Duration, what
 	last := map[manifest.Ref]platform.State{}
 	for s := range states {
 		last[s.Ref] = s
-		if s.Failed && !until(s) {
+		if givesUp && s.Failed && !until(s) {
 			return fault.Newf(fault.Invalid, "%s failed: %s: %s", s.Ref, s.Reason, s.Message)
 		}
 		open := 0
@@ -96,14 +101,22 @@ func Await(ctx context.Context, p platform.Platform, timeout time.Duration, what
 	return nil
 }
 
-// recovery is how long an application may need after its database was away: until connections are tried again, and then until
-// its probes have seen that they work.
-const recovery = 2 * time.Minute
+// recovery is how long an application may need after its database was away: its pods may have crashed meanwhile, and are started again
+// every five minutes at the latest.
+const recovery = 6 * time.Minute
 
-// Recovered waits for a while until those objects that are there are ready, because what is not has no canary. One that does not recover
-// is left to the platform to refuse, in its own words.
-func Recovered(ctx context.Context, p platform.Platform, refs []manifest.Ref) error {
-	err := Await(ctx, p, recovery, "ready again", refs, func(s platform.State) bool { return !s.Exists || s.Ready })
+// recovered waits until those objects that are there are ready: what is not has no canary. One that does not recover in time is left to the
+// platform to refuse, in its own words.
+func recovered(ctx context.Context, p platform.Platform, c Call, refs []manifest.Ref) error {
+	told := false
+	err := await(ctx, p, recovery, "ready again", refs, false, func(s platform.State) bool {
+		ok := !s.Exists || s.Ready
+		if !ok && !told {
+			told = true
+			c.Progress("waiting until %s is ready again after its database was away", s.Ref)
+		}
+		return ok
+	})
 	if fault.Is(err, fault.Invalid) && ctx.Err() == nil {
 		return nil
 	}
@@ -128,8 +141,8 @@ func verdict(ctx context.Context, err error) (Outcome, error) {
 	return Done(delivery.Fail, err.Error()), nil
 }
 
-// Refs returns the objects' names in the namespace that they are applied to.
-func Refs(objects []manifest.Object, namespace string) []manifest.Ref {
+// refs returns the objects' names in the namespace that they are applied to.
+func refs(objects []manifest.Object, namespace string) []manifest.Ref {
 	var out []manifest.Ref
 	for _, o := range objects {
 		r := o.Ref()

@@ -83,7 +83,11 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, op
 		if e.Created || setting(e.Ref.Kind) {
 			continue
 		}
-		err := p.routed(ctx, e, &unstructured.Unstructured{Object: e.Before}, opts)
+		stable := &unstructured.Unstructured{Object: e.Before}
+		err := atRest(e.Ref, stable)
+		if err == nil {
+			err = p.routed(ctx, e, stable, opts)
+		}
 		if err == nil {
 			err = p.namesFree(ctx, *e)
 		}
@@ -98,7 +102,7 @@ func (p *Platform) rehearseCanary(ctx context.Context, all []manifest.Object, op
 	return entries, open, errors.Join(errs...)
 }
 
-// rehearseVersions is rehearseCanary without what shares the traffic out.
+// rehearseVersions is rehearseCanary without what may be otherwise by then: the state of what runs, and what shares the traffic out.
 func (p *Platform) rehearseVersions(ctx context.Context, all []manifest.Object, force bool) ([]entry, []int, error) {
 	entries, open, err := p.rehearse(ctx, all, force)
 	if err != nil {
@@ -119,18 +123,31 @@ func (p *Platform) rehearseVersions(ctx context.Context, all []manifest.Object, 
 		e.Replicas = &n
 		c, err := beside(o, stable, "")
 		if err == nil {
-			err = p.fitForCanary(ctx, o, stable)
+			err = p.fitForCanary(ctx, o)
 		}
 		if err == nil {
 			err = p.dryRun(ctx, wanted{Object: c})
+		}
+		if err == nil {
+			_, err = p.previewsOf(ctx, stable)
 		}
 		errs = append(errs, err)
 	}
 	return entries, open, errors.Join(errs...)
 }
 
+// atRest refuses a canary beside what is not ready.
+func atRest(ref manifest.Ref, stable *unstructured.Unstructured) error {
+	s := computed(ref, stable)
+	if s.Ready {
+		return nil
+	}
+	return fault.WithRemedy(fault.Newf(fault.Conflict, "%s is not at rest, so a canary would be measured against nothing that stands: %s", ref, s.Message),
+		"wait for its rollout, or undo it")
+}
+
 // fitForCanary refuses what cannot have a canary.
-func (p *Platform) fitForCanary(ctx context.Context, o manifest.Object, stable *unstructured.Unstructured) error {
+func (p *Platform) fitForCanary(ctx context.Context, o manifest.Object) error {
 	if o.GetKind() != "Deployment" {
 		return fault.Newf(fault.Invalid, "%s: a %s has no canary of this kind", o.Origin, o.GetKind())
 	}
@@ -143,11 +160,6 @@ func (p *Platform) fitForCanary(ctx context.Context, o manifest.Object, stable *
 			return fault.WithRemedy(fault.Newf(fault.Invalid, "%s: %s mounts claim %s, which its canary would share: two versions would write to one volume",
 				o.Origin, o.Ref(), v.PersistentVolumeClaim.ClaimName), "declare it under data.databases, or deploy it without a canary")
 		}
-	}
-	s := computed(o.Ref(), stable)
-	if !s.Ready {
-		return fault.WithRemedy(fault.Newf(fault.Conflict, "%s is not at rest, so a canary would be measured against nothing that stands: %s", o.Ref(), s.Message),
-			"wait for its rollout, or undo it")
 	}
 	other, err := p.canary(ctx, o.Ref())
 	if err == nil && other != nil {

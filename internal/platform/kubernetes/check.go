@@ -22,8 +22,8 @@ func (p *Platform) Check(ctx context.Context, objects []manifest.Object, o platf
 	return err
 }
 
-// CheckCanary implements platform.Checker by the dry runs with which StartCanaryWith begins. What shares the traffic out is passed over: it
-// may be applied in between.
+// CheckCanary implements platform.Checker by the dry runs with which StartCanaryWith begins. Whether what runs is at rest, and what shares
+// the traffic out, is passed over: both may be otherwise by then.
 func (p *Platform) CheckCanary(ctx context.Context, objects, settings []manifest.Object, o platform.Options) error {
 	all, err := p.standing(ctx, slices.Concat(settings, objects), o)
 	if err != nil {

@@ -34,21 +34,28 @@ func (w *watcher) followPreviews(ctx context.Context, ref manifest.Ref, d *unstr
 	if c, err := w.p.canary(ctx, ref); c == nil || err != nil {
 		return err
 	}
-	_, previews, err := w.p.servicesOf(ctx, ref.Namespace, templateLabels(d))
-	if err != nil {
-		return err
-	}
+	previews, err := w.p.previewsOf(ctx, d)
 	for _, s := range previews {
-		led := endpointsOf(s)
-		// Whoever may not list them is told so, and not left waiting.
-		if _, err := w.p.dynamic.Resource(led.GroupVersionResource).Namespace(led.namespace).List(ctx, metav1.ListOptions{LabelSelector: led.labels, Limit: 1}); err != nil {
-			return failed(err, "list the EndpointSlices of %s", s)
-		}
-		w.watch(ctx, led)
+		w.watch(ctx, endpointsOf(s))
 		w.watch(ctx, serviceAt(s))
 	}
 	w.previews[ref] = previews
-	return nil
+	return err
+}
+
+// previewsOf returns the preview Services of a Deployment. Whoever may not see where they lead is told so, and not left waiting for it.
+func (p *Platform) previewsOf(ctx context.Context, d *unstructured.Unstructured) ([]manifest.Ref, error) {
+	_, previews, err := p.servicesOf(ctx, d.GetNamespace(), templateLabels(d))
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range previews {
+		led := endpointsOf(s)
+		if _, err := p.dynamic.Resource(led.GroupVersionResource).Namespace(led.namespace).List(ctx, metav1.ListOptions{LabelSelector: led.labels, Limit: 1}); err != nil {
+			return nil, failed(err, "list the EndpointSlices of %s", s)
+		}
+	}
+	return previews, nil
 }
 
 func serviceAt(s manifest.Ref) source { return source{services(), s.Namespace, s.Name, ""} }

@@ -68,6 +68,7 @@ func budget(writes int64) string {
 
 // Run closes and stops.
 func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
+	begun := time.Now()
 	a, err := args[plan.DataArgs](c.Args)
 	if err != nil {
 		return step.Outcome{}, err
@@ -111,7 +112,8 @@ func (st fence) Run(ctx context.Context, c step.Call) (step.Outcome, error) {
 		if err := errors.Join(accepted(ctx, p, append(rest, next.object), ownOptions(c, a)), foresee(ctx, c, p, a.Then)); err != nil {
 			return refusal(ctx, err)
 		}
-		s = fenced{Since: c.Now, Replicas: int(l.replicas), Sources: l.sources, Old: withoutSecrets(l.bundle())}
+		// What was asked beforehand is none of the fence's time.
+		s = fenced{Since: c.Now.Add(time.Since(begun)), Replicas: int(l.replicas), Sources: l.sources, Old: withoutSecrets(l.bundle())}
 		for _, o := range l.services {
 			s.Services = append(s.Services, manifest.Ref{Kind: "Service", Namespace: a.Database.Namespace, Name: o.GetName()})
 		}

@@ -21,9 +21,6 @@ func foresee(ctx context.Context, c step.Call, p place, then *plan.Application) 
 		errs = append(errs, accepted(ctx, p, a.Objects, step.Options(c, *a)))
 	}
 	if checker, ok := p.Platform.(platform.Checker); ok && then.Canary != nil {
-		if err := step.Recovered(ctx, p, step.Refs(then.Canary.Objects, then.Canary.Namespace)); err != nil {
-			return err
-		}
 		errs = append(errs, checker.CheckCanary(ctx, then.Canary.Objects, then.Canary.Settings, step.Options(c, *then.Canary)))
 	}
 	return errors.Join(errs...)
