@@ -227,6 +227,7 @@ func (k *faulty) someone(rules string) []byte {
 	if err != nil {
 		k.t.Fatal(err)
 	}
+	k.may(rules)
 	return body
 }
 

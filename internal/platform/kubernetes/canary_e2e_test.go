@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -170,20 +169,22 @@ func (s *shop) answers(service manifest.Ref, n int) (map[string]int, error) {
 	return pods, nil
 }
 
-func isTwo(pod string) bool { return strings.HasPrefix(pod, "two") }
+// byTwo counts the answers of the new version.
+func byTwo(pods map[string]int) (n int) {
+	for pod, times := range pods {
+		if strings.HasPrefix(pod, "two") {
+			n += times
+		}
+	}
+	return n
+}
 
 // twos returns how often the new version answered. All requests must be.
 func (s *shop) twos(service manifest.Ref, n int) int {
 	s.t.Helper()
 	all, err := s.answers(service, n)
 	s.must(err)
-	two := 0
-	for pod, times := range all {
-		if isTwo(pod) {
-			two += times
-		}
-	}
-	return two
+	return byTwo(all)
 }
 
 // sampled waits until a sample of a hundred requests fits: the network follows the objects with a delay, in which it may lead to
@@ -204,13 +205,7 @@ func (s *shop) sampled(service manifest.Ref, what string, fits func(pods map[str
 func (s *shop) settles(service manifest.Ref, what string, least, most int) {
 	s.t.Helper()
 	s.sampled(service, fmt.Sprintf("%s, %d to %d of 100 by the new version", what, least, most), func(pods map[string]int) bool {
-		two := 0
-		for pod, times := range pods {
-			if isTwo(pod) {
-				two += times
-			}
-		}
-		return two >= least && two <= most
+		return byTwo(pods) >= least && byTwo(pods) <= most
 	})
 }
 
@@ -219,7 +214,7 @@ func (s *shop) settles(service manifest.Ref, what string, least, most int) {
 func (s *shop) spreads(service manifest.Ref, pods int) {
 	s.t.Helper()
 	s.sampled(service, fmt.Sprintf("%d pods, the canary's among them", pods), func(got map[string]int) bool {
-		return len(got) == pods && slices.ContainsFunc(slices.Collect(maps.Keys(got)), isTwo)
+		return len(got) == pods && byTwo(got) > 0
 	})
 }
 

@@ -201,12 +201,11 @@ func TestAJobComparesBesideTheData(t *testing.T) {
 		_, err := tw.byJob(ctx, key)
 		return err
 	})
-	var of types.UID
 	jobs, err := tw.List(t.Context(), "Job", "verify-old")
 	if err != nil || len(jobs) != 1 {
 		t.Fatalf("%d Jobs, %v", len(jobs), err)
 	}
-	of = jobs[0].GetUID()
+	of := jobs[0].GetUID()
 	policies, err := tw.List(t.Context(), "NetworkPolicy", "verify-old")
 	if err != nil || len(policies) != 1 {
 		t.Errorf("%d policies keep the Job from others, %v", len(policies), err)
